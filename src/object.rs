@@ -1,0 +1,144 @@
+//! The object a record names, and the identifier its score is stored under.
+
+use crate::score::ModelVersion;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::fmt;
+use uuid::Uuid;
+
+/// One S3 object, as exactly as the event named it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ObjectRef {
+    pub bucket: String,
+    /// The raw key: form-decoding has been done where the envelope asks for it.
+    pub key: String,
+    /// `None` for an unversioned object (`null`, `""` and `"null"` on the wire).
+    pub version_id: Option<String>,
+    /// Without quotes.
+    pub etag: Option<String>,
+    /// Bytes, as the event states them.
+    pub size: Option<u64>,
+    /// S3's per-key order of events, as received.
+    pub sequencer: Option<String>,
+}
+
+impl ObjectRef {
+    /// An object of which only bucket and key are known.
+    pub fn new(bucket: impl Into<String>, key: impl Into<String>) -> Self {
+        Self {
+            bucket: bucket.into(),
+            key: key.into(),
+            version_id: None,
+            etag: None,
+            size: None,
+            sequencer: None,
+        }
+    }
+
+    /// Whether [`ScoreId::derive`] has what it needs: a version id, or etag and size.
+    pub fn is_pinned(&self) -> bool {
+        self.version_id.is_some() || (self.etag.is_some() && self.size.is_some())
+    }
+}
+
+impl fmt::Display for ObjectRef {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}/{}", self.bucket, self.key)
+    }
+}
+
+/// The idempotency key of one score: equal inputs under one model version give one id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ScoreId(pub Uuid);
+
+impl fmt::Display for ScoreId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+impl ScoreId {
+    /// Hash of bucket, key, version id (or etag and size), model, model version and
+    /// preprocessing revision, each length-prefixed so that no two tuples collide by shifting
+    /// characters across a boundary. A version 8 UUID (RFC 9562) of the SHA-256.
+    pub fn derive(object: &ObjectRef, model: &ModelVersion) -> Self {
+        let content = match (&object.version_id, &object.etag, object.size) {
+            (Some(version), _, _) => format!("version:{version}"),
+            (None, etag, size) => format!(
+                "etag:{}:{}",
+                etag.as_deref().unwrap_or_default(),
+                size.map(|bytes| bytes.to_string()).unwrap_or_default()
+            ),
+        };
+        Self::from_parts(&[
+            "object",
+            &object.bucket,
+            &object.key,
+            &content,
+            &model.model,
+            &model.version,
+            &model.preprocess_revision.to_string(),
+        ])
+    }
+
+    /// The id of an item too malformed to name an object: the place it was read from.
+    pub fn of_position(topic: &str, partition: i32, offset: i64, item: u32) -> Self {
+        Self::from_parts(&["position", topic, &partition.to_string(), &offset.to_string(), &item.to_string()])
+    }
+
+    fn from_parts(parts: &[&str]) -> Self {
+        let mut hasher = Sha256::new();
+        for part in parts {
+            hasher.update((part.len() as u64).to_be_bytes());
+            hasher.update(part.as_bytes());
+        }
+        let digest = hasher.finalize();
+        let mut bytes = [0_u8; 16];
+        bytes.copy_from_slice(&digest[..16]);
+        Self(uuid::Builder::from_custom_bytes(bytes).into_uuid())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model() -> ModelVersion {
+        ModelVersion { model: "m".into(), version: "v".into(), preprocess_revision: 1 }
+    }
+
+    #[test]
+    fn characters_cannot_move_between_bucket_and_key() {
+        assert_ne!(
+            ScoreId::derive(&ObjectRef::new("ab", "c"), &model()),
+            ScoreId::derive(&ObjectRef::new("a", "bc"), &model())
+        );
+    }
+
+    #[test]
+    fn a_version_id_outranks_etag_and_size() {
+        let mut one = ObjectRef::new("b", "k");
+        one.version_id = Some("1".into());
+        let mut other = one.clone();
+        other.etag = Some("e".into());
+        other.size = Some(3);
+        assert_eq!(ScoreId::derive(&one, &model()), ScoreId::derive(&other, &model()));
+    }
+
+    #[test]
+    fn every_part_counts() {
+        let mut object = ObjectRef::new("b", "k");
+        object.etag = Some("e".into());
+        object.size = Some(1);
+        let base = ScoreId::derive(&object, &model());
+        let mut larger = object.clone();
+        larger.size = Some(2);
+        let newer = ModelVersion { version: "w".into(), ..model() };
+        let revised = ModelVersion { preprocess_revision: 2, ..model() };
+        assert_ne!(base, ScoreId::derive(&larger, &model()));
+        assert_ne!(base, ScoreId::derive(&object, &newer));
+        assert_ne!(base, ScoreId::derive(&object, &revised));
+        assert_ne!(base, ScoreId::of_position("b", 0, 0, 0));
+    }
+}

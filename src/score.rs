@@ -1,0 +1,96 @@
+//! The value the whole crate exists for: a score with its distribution, and the model that gave it.
+
+use serde::{Deserialize, Serialize};
+
+/// Which weights, and which way of reading images, produced a score.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ModelVersion {
+    /// The model family's name, `model_type` of the checkpoint's `config.json`.
+    pub model: String,
+    /// A digest of the checkpoint (`sha256:…`), or the registered version's name.
+    pub version: String,
+    /// Grows whenever the pixels that the model sees for one file change.
+    pub preprocess_revision: u32,
+}
+
+/// One `[SCORE]` of an answer: the expectation of a distribution over score bins.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScoreValue {
+    /// Sum of probability times bin value, unrounded (ROC4MLLM's score head).
+    pub score: f64,
+    /// Probability of each of the `num_tokens` bins; sums to 1.
+    pub distribution: Vec<f32>,
+    /// Standard deviation of the distribution, in score units.
+    pub std: f64,
+}
+
+impl ScoreValue {
+    /// Expectation and standard deviation of `distribution` over `bins` equally spaced values
+    /// from `min_score` to `max_score`, both included.
+    pub fn from_distribution(distribution: Vec<f32>, min_score: f64, max_score: f64) -> Self {
+        let last = distribution.len().saturating_sub(1).max(1) as f64;
+        let bin = |index: usize| min_score + (max_score - min_score) * index as f64 / last;
+        let score: f64 = distribution.iter().enumerate().map(|(index, &p)| f64::from(p) * bin(index)).sum();
+        let variance: f64 = distribution
+            .iter()
+            .enumerate()
+            .map(|(index, &p)| f64::from(p) * (bin(index) - score).powi(2))
+            .sum();
+        Self { score, distribution, std: variance.sqrt() }
+    }
+}
+
+/// How an answer's tokens were found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DecodeKind {
+    /// A draft answer was checked in one forward pass.
+    Verified,
+    /// Greedy decoding, a token a pass.
+    Generated,
+}
+
+/// The model's whole answer for one image.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// One entry per `[SCORE]` in the text; never empty.
+    pub scores: Vec<ScoreValue>,
+    /// The answer with each `[SCORE]` replaced by its rounded score.
+    pub text: String,
+    /// Generated token ids, end token included.
+    pub tokens: Vec<u32>,
+    pub decode: DecodeKind,
+    /// Passes of the language model for this image.
+    pub forwards: u32,
+}
+
+impl Answer {
+    /// The score that ranks the image: the first one.
+    pub fn score(&self) -> f64 {
+        self.scores[0].score
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_certain_bin_is_its_value() {
+        let value = ScoreValue::from_distribution(vec![0.0, 0.0, 1.0, 0.0], 1.0, 10.0);
+        assert_eq!(value.score, 7.0);
+        assert_eq!(value.std, 0.0);
+    }
+
+    proptest! {
+        #[test]
+        fn score_lies_within_the_range(weights in proptest::collection::vec(0.0_f32..1.0, 2..30), low in -10.0_f64..10.0, width in 0.0_f64..20.0) {
+            let total: f32 = weights.iter().sum();
+            prop_assume!(total > 1e-3);
+            let value = ScoreValue::from_distribution(weights.iter().map(|w| w / total).collect(), low, low + width);
+            prop_assert!(value.score >= low - 1e-4 && value.score <= low + width + 1e-4);
+            prop_assert!(value.std <= width / 2.0 + 1e-3);
+        }
+    }
+}

@@ -1,10 +1,52 @@
-//! roc4mllm: an aesthetic score for every uploaded photo.
+//! roc4mllm: an aesthetic score for every uploaded photo, never missing one, never scoring one twice.
+//!
+//! # The way of a record
+//!
+//! ```text
+//! Kafka ──▶ kafka::source ──▶ record::input ──▶ pipeline ──────────────────────────────┐
+//!           poll thread        bytes → items     a task an item, bounded by permits      │
+//!                                                  │                                     │
+//!                     store::scores.lookup ◀───────┤  a scored row? skip S3 and model    │
+//!                     fetch                ◀───────┤  pinned, capped S3 read             │
+//!                     inference            ◀───────┤  decode threads → model thread      │
+//!                     store::writer        ◀───────┘  first score wins                   │
+//!                                                                                        ▼
+//! Kafka ◀── kafka::committer ◀── kafka::ledger ◀── record::{output, dead_letter} ◀── outcome
+//!           {outputs, dead letters, offsets} in one transaction
+//! ```
+//!
+//! A record becomes [`kafka::ConsumedRecord`], then [`record::input`] items naming an
+//! [`object::ObjectRef`]; [`fetch`] turns that into bytes, [`inference::ScoringService`] decodes them
+//! into leased slots of pixel values and has the model thread answer in batches; the answer becomes a
+//! row ([`store`]), and only once that row is durable the output is staged in the [`kafka::Ledger`],
+//! from which the committer's thread writes outputs and the offsets that cover them together.
+//! [`pipeline`] is the one place that joins these stages; [`worker`] starts, drains and stops them.
+//! `roc4mllm score` ([`score_command`]) uses the same [`inference`] path without any service.
+//!
+//! # What is promised
+//!
+//! Every item of every record gets one terminal outcome, one row per [`object::ScoreId`], and, with
+//! `kafka.delivery = "transactional"`, exactly one output visible to `read_committed` readers. A crash
+//! at any point is a replay: rows are idempotent, the first stored score wins, and outputs carry the
+//! stored score, so table and topic cannot disagree.
+//!
+//! # Where things live
+//!
+//! - [`model`]: the ROC4MLLM network and everything read from a checkpoint folder; tensors live here only.
+//! - [`inference`]: batches and threads around a [`inference::Scorer`], knowing neither Kafka nor tensors.
+//! - [`image`]: encoded bytes to pixel values, bit-equal with the reference; no tensors, no async.
+//! - [`kafka`], [`fetch`], [`store`]: one outside system each, ignorant of the others.
+//! - [`record`]: the formats on the wire, pure.
+//! - [`object`], [`score`], [`fault`], [`secret`], [`retry`]: the words all of them share.
+//! - [`config`], [`telemetry`], [`http`]: what an operator sees.
+//! - `dev` (feature `dev`): the embedded Kafka, S3 and Postgres of the demo and the tests.
 
 pub mod config;
 #[cfg(feature = "dev")]
 pub mod dev;
 pub mod fault;
 pub mod fetch;
+pub mod http;
 pub mod image;
 pub mod inference;
 pub mod kafka;
@@ -15,6 +57,8 @@ pub mod record;
 pub mod report;
 pub mod retry;
 pub mod score;
+pub mod score_command;
+pub mod secret;
 pub mod store;
 pub mod telemetry;
 pub mod worker;

@@ -1,0 +1,228 @@
+//! Commands, and what each exit code means.
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use roc4mllm::{
+    config::{self, Config, ConfigError},
+    model::checkpoint,
+    score_command, store,
+    telemetry::{self, TelemetrySettings, logs::LogFormat},
+    worker,
+};
+use std::{future::Future, path::PathBuf};
+
+/// Usage, configuration, or nothing to work on.
+const USAGE: u8 = 2;
+
+/// Aesthetic scores for every photo: a Kafka-driven ROC4MLLM worker and a one-command scorer.
+#[derive(Parser)]
+#[command(version, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// How log lines look; they go to standard error
+    #[arg(long, global = true, value_enum)]
+    log_format: Option<LogFormat>,
+    /// Which log lines are written: a level, or `target=level` pairs
+    #[arg(long, global = true, value_name = "FILTER")]
+    log_level: Option<String>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Score photos, folders and s3:// prefixes, with no service needed
+    Score(score_command::ScoreArgs),
+    /// Score what Kafka announces: fetch from S3, write to the output topic and to Postgres
+    Worker(ConfigArgs),
+    /// Bring the Postgres schema up to date
+    Migrate(ConfigArgs),
+    /// Print the effective configuration, secrets redacted, and what it would connect to
+    CheckConfig {
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Try every connection
+        #[arg(long)]
+        probe: bool,
+    },
+    /// Look at a checkpoint folder, or rewrite it in another format
+    #[command(subcommand)]
+    Checkpoint(CheckpointCommand),
+    /// Run the whole main job on embedded parts
+    #[cfg(feature = "dev")]
+    Demo(roc4mllm::dev::demo::DemoArgs),
+}
+
+#[derive(Args)]
+struct ConfigArgs {
+    /// Configuration file (TOML)
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Override one key, as `section.key=value`; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
+    overrides: Vec<(String, String)>,
+}
+
+#[derive(Subcommand)]
+enum CheckpointCommand {
+    /// Print layout, dimensions, score range, digest, and what loading it costs in memory
+    Inspect {
+        /// Checkpoint folder in Hugging Face layout
+        folder: PathBuf,
+    },
+    /// Rewrite a checkpoint as safetensors or .bin, in one file or several, in another dtype
+    Convert(checkpoint::ConvertArgs),
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if key.contains('.') => Ok((key.trim().into(), value.trim().into())),
+        _ => Err("write it as section.key=value, for example kafka.group=scores".into()),
+    }
+}
+
+/// A command's failure: one line for people, one number for scripts.
+pub struct Failure {
+    error: anyhow::Error,
+    /// The process's exit status.
+    pub exit_code: u8,
+}
+
+impl Failure {
+    /// The error with its causes, on one line.
+    pub fn message(&self) -> String {
+        format!("{:#}", self.error).replace('\n', " ")
+    }
+
+    fn new(exit_code: u8, error: impl Into<anyhow::Error>) -> Self {
+        Self { error: error.into(), exit_code }
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::new(1, error)
+    }
+}
+
+/// Runs one command to its end; `Ok` holds the exit status.
+pub fn run(cli: Cli) -> Result<u8, Failure> {
+    let overrides = LogOverrides { format: cli.log_format, level: cli.log_level };
+    match cli.command {
+        Command::Score(args) => {
+            overrides.install(TelemetrySettings { log_level: "warn".into(), ..Default::default() })?;
+            block_on(async move { score_command::run(args).await.map(|summary| summary.exit_code()) })?
+                .map_err(|error| Failure::new(error.exit_code(), error))
+        }
+        Command::Worker(args) => {
+            let config = args.load()?;
+            config.check().map_err(usage)?;
+            overrides.install(config.telemetry.clone())?;
+            block_on(worker::run(config, termination()))?
+                .map(|()| 0)
+                .map_err(|error| Failure::new(error.exit_code(), error))
+        }
+        Command::Migrate(args) => {
+            let config = args.load()?;
+            overrides.install(config.telemetry.clone())?;
+            block_on(async move {
+                let pool = store::connect(&config.postgres, config.pipeline.start_timeout()).await?;
+                store::migrate(&pool).await
+            })??;
+            println!("the schema is up to date");
+            Ok(0)
+        }
+        Command::CheckConfig { config, probe } => {
+            let config = config.load()?;
+            overrides.install(config.telemetry.clone())?;
+            check_config(config, probe)
+        }
+        Command::Checkpoint(CheckpointCommand::Inspect { folder }) => {
+            overrides.install(TelemetrySettings::default())?;
+            print!("{}", checkpoint::inspect(&folder)?);
+            Ok(0)
+        }
+        Command::Checkpoint(CheckpointCommand::Convert(args)) => {
+            overrides.install(TelemetrySettings::default())?;
+            checkpoint::convert(&args)?;
+            Ok(0)
+        }
+        #[cfg(feature = "dev")]
+        Command::Demo(args) => {
+            overrides.install(TelemetrySettings { log_level: "warn".into(), ..Default::default() })?;
+            block_on(roc4mllm::dev::demo::run(args, termination()))??;
+            Ok(0)
+        }
+    }
+}
+
+impl ConfigArgs {
+    fn load(&self) -> Result<Config, Failure> {
+        config::load(self.config.as_deref(), &self.overrides).map_err(usage)
+    }
+}
+
+struct LogOverrides {
+    format: Option<LogFormat>,
+    level: Option<String>,
+}
+
+impl LogOverrides {
+    fn install(self, mut settings: TelemetrySettings) -> Result<(), Failure> {
+        settings.log_format = self.format.unwrap_or(settings.log_format);
+        settings.log_level = self.level.unwrap_or(settings.log_level);
+        telemetry::logs::install(&settings).map_err(|error| Failure::new(USAGE, error))
+    }
+}
+
+fn usage(error: ConfigError) -> Failure {
+    Failure::new(USAGE, error)
+}
+
+fn check_config(config: Config, probe: bool) -> Result<u8, Failure> {
+    print!("{}", config::render(&config).context("the configuration could not be printed")?);
+    config.check().map_err(usage)?;
+    println!("\n# would connect to");
+    for target in worker::targets(&config) {
+        println!("# {target}");
+    }
+    if !probe {
+        return Ok(0);
+    }
+    let mut failed = false;
+    for (target, result) in block_on(worker::probe(&config))? {
+        match result {
+            Ok(()) => println!("# {target}: ok"),
+            Err(reason) => {
+                failed = true;
+                println!("# {target}: {reason}");
+            }
+        }
+    }
+    Ok(if failed { worker::UNAVAILABLE } else { 0 })
+}
+
+/// Resolves on SIGTERM or SIGINT.
+async fn termination() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        tracing::warn!("signals cannot be received; only SIGKILL stops this process");
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("the async runtime could not start")?;
+    let output = runtime.block_on(future);
+    // Blocking calls into C libraries cannot be cancelled; the process is about to end.
+    runtime.shutdown_background();
+    Ok(output)
+}

@@ -1,0 +1,95 @@
+//! The whole configuration: one section a module, files below environment below flags.
+
+mod listen;
+mod load;
+
+pub use listen::Listen;
+pub use load::{ConfigError, load};
+
+use crate::{
+    fetch::S3Settings, image::ImageSettings, inference::InferenceSettings, kafka::KafkaSettings,
+    model::ModelSettings, pipeline::PipelineSettings, retry::RetrySettings, store::PostgresSettings,
+    telemetry::TelemetrySettings,
+};
+use serde::{Deserialize, Serialize};
+
+/// Everything the worker reads from `config/worker.toml` and the environment.
+///
+/// Unknown keys are errors. Secrets serialize as `[redacted]`, so this may be printed.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub kafka: KafkaSettings,
+    pub s3: S3Settings,
+    pub postgres: PostgresSettings,
+    pub model: ModelSettings,
+    pub inference: InferenceSettings,
+    pub image: ImageSettings,
+    pub pipeline: PipelineSettings,
+    pub retry: RetrySettings,
+    pub http: HttpSettings,
+    pub telemetry: TelemetrySettings,
+}
+
+/// The `http` section.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpSettings {
+    /// Where `/healthz`, `/readyz` and `/metrics` are served; `:8080` means every address.
+    pub listen: Listen,
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        Self { listen: Listen::any(8080) }
+    }
+}
+
+impl Config {
+    /// What one section alone cannot know: required keys and sections that contradict each other.
+    ///
+    /// # Errors
+    /// Names the key, the reason and the remedy.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let invalid = |key: &str, reason: &str| Err(ConfigError::invalid(key, reason));
+        let kafka = &self.kafka;
+        if kafka.brokers.is_empty() {
+            return invalid("kafka.brokers", "is empty; name at least one `host:port`");
+        }
+        if kafka.input_topics.is_empty() {
+            return invalid("kafka.input_topics", "is empty; name the topics that carry upload events");
+        }
+        for (key, topic) in [
+            ("kafka.output_topic", &kafka.output_topic),
+            ("kafka.dead_letter_topic", &kafka.dead_letter_topic),
+        ] {
+            if topic.is_empty() {
+                return invalid(key, "is empty; name a topic");
+            }
+            if kafka.input_topics.contains(topic) {
+                return invalid(key, "is an input topic too: the worker would read what it writes; use another topic");
+            }
+        }
+        if kafka.output_topic == kafka.dead_letter_topic {
+            return invalid("kafka.dead_letter_topic", "is the output topic; use another topic");
+        }
+        if self.s3.buckets.is_empty() {
+            return invalid("s3.buckets", "is empty; list the buckets that records may name");
+        }
+        if self.postgres.url.expose().is_empty() {
+            return invalid("postgres.url", "is empty; give a `postgres://` address");
+        }
+        if self.model.checkpoint.is_empty() {
+            return invalid("model.checkpoint", "is empty; give a checkpoint folder");
+        }
+        if self.pipeline.max_items < self.inference.batch_size {
+            return invalid("pipeline.max_items", "is below inference.batch_size, so no batch could fill; raise it");
+        }
+        if self.pipeline.max_bytes < self.image.max_bytes {
+            return invalid("pipeline.max_bytes", "is below image.max_bytes, so the largest image could never enter; raise it");
+        }
+        crate::telemetry::logs::parse_filter(&self.telemetry.log_level)
+            .map(drop)
+            .map_err(|error| ConfigError::invalid("telemetry.log_level", &error.to_string()))
+    }
+}

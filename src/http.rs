@@ -25,8 +25,6 @@ pub struct Probes {
     pub alive: Check,
     /// Readiness: whether records can be scored now.
     pub ready: Check,
-    /// Brings gauges that other parts keep up to date before a scrape.
-    pub refresh: Box<dyn Fn() + Send + Sync>,
     pub metrics: Arc<Metrics>,
 }
 
@@ -94,13 +92,7 @@ async fn readyz(State(probes): State<ProbeSlot>) -> impl IntoResponse {
 }
 
 async fn metrics(State(probes): State<ProbeSlot>) -> impl IntoResponse {
-    let text = probes.get().map_or_else(
-        || "# EOF\n".into(),
-        |probes| {
-            (probes.refresh)();
-            probes.metrics.render()
-        },
-    );
+    let text = probes.get().map_or_else(|| "# EOF\n".into(), |probes| probes.metrics.render());
     ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
 }
 
@@ -128,7 +120,6 @@ mod tests {
         slot.set(Probes {
             alive: Box::new(|| Err("the poll thread stands still".into())),
             ready: Box::new(|| Ok(())),
-            refresh: Box::new(|| ()),
             metrics: Metrics::new(),
         });
         assert!(get(address, "/healthz").await.contains("the poll thread stands still"));

@@ -5,8 +5,10 @@ use crate::{
     score::ItemStatus,
 };
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue, LabelSetEncoder, LabelValueEncoder, text},
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder, text},
     metrics::{
+        MetricType,
         counter::Counter,
         family::Family,
         gauge::Gauge,
@@ -16,15 +18,10 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 use std::{
-    fmt::Write,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, Instant},
+    fmt::{self, Write},
+    sync::{Arc, Mutex},
+    time::Instant,
 };
-
-type FloatCounter = Counter<f64, AtomicU64>;
 
 /// A label whose value is how the enum is written everywhere else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -52,23 +49,58 @@ struct ErrorLabel {
     code: Shown<ErrorCode>,
 }
 
-/// A Kafka partition as labels.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct PartitionLabel {
-    pub topic: String,
-    pub partition: i32,
+type Labels = Vec<(&'static str, String)>;
+
+/// One value that another part of the process keeps, read at each scrape.
+#[derive(Clone, Debug)]
+pub enum Sample {
+    /// A total that only grows.
+    Total(f64),
+    /// Values that go up and down, one a label set.
+    Levels(Vec<(Labels, f64)>),
+    /// Totals by label set.
+    Totals(Vec<(Labels, f64)>),
+    /// Observations counted a bucket: `(upper bound, count)`, the last bound infinite, and their sum.
+    Distribution { sum: f64, buckets: Vec<(f64, u64)> },
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct ResultLabel(&'static str);
+/// A named value with its help text; `read` is called at each scrape.
+pub struct Sampled {
+    pub name: &'static str,
+    pub help: &'static str,
+    pub read: Box<dyn Fn() -> Sample + Send + Sync>,
+}
 
-impl EncodeLabelSet for ResultLabel {
-    fn encode(&self, encoder: &mut LabelSetEncoder) -> Result<(), std::fmt::Error> {
-        ("result", self.0).encode(encoder.encode_label())
+impl fmt::Debug for Sampled {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Sampled").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
-use prometheus_client::encoding::EncodeLabel;
+impl Collector for Sampled {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let sample = (self.read)();
+        let kind = match &sample {
+            Sample::Total(_) | Sample::Totals(_) => MetricType::Counter,
+            Sample::Levels(_) => MetricType::Gauge,
+            Sample::Distribution { .. } => MetricType::Histogram,
+        };
+        let mut metric = encoder.encode_descriptor(self.name, self.help, None, kind)?;
+        match sample {
+            Sample::Total(total) => metric.encode_counter::<(), _, f64>(&total, None),
+            Sample::Totals(totals) => totals
+                .iter()
+                .try_for_each(|(labels, total)| metric.encode_family(labels)?.encode_counter::<(), _, f64>(total, None)),
+            Sample::Levels(levels) => {
+                levels.iter().try_for_each(|(labels, level)| metric.encode_family(labels)?.encode_gauge(level))
+            }
+            Sample::Distribution { sum, buckets } => {
+                let count = buckets.iter().map(|(_, count)| count).sum();
+                metric.encode_histogram::<()>(sum, count, &buckets, None)
+            }
+        }
+    }
+}
 
 /// The process's metrics.
 pub struct Metrics {
@@ -79,16 +111,6 @@ pub struct Metrics {
     pub records_skipped: Counter,
     /// Items answered with a score that a row already held.
     pub reused: Counter,
-    /// Kafka transactions (or offset commits) that succeeded.
-    pub commits: Counter,
-    /// Partitions paused because the pipeline is full; 1 while any is.
-    pub paused: Gauge,
-    /// Encoded images in memory.
-    pub bytes_in_flight: Gauge,
-    /// Seconds the model spent computing.
-    pub model_busy: FloatCounter,
-    /// Images a batch.
-    pub batch_size: Histogram,
     /// From the record's timestamp to its row in Postgres.
     pub record_age: Histogram,
     items: Family<StatusLabel, Counter>,
@@ -96,8 +118,6 @@ pub struct Metrics {
     retries: Family<StageLabel, Counter>,
     stage_seconds: Family<StageLabel, Histogram>,
     in_flight: Family<StageLabel, Gauge>,
-    lag: Family<PartitionLabel, Gauge>,
-    commit_failures: Family<ResultLabel, Counter>,
 }
 
 impl Metrics {
@@ -106,43 +126,47 @@ impl Metrics {
         let mut registry = Registry::with_prefix("roc4mllm");
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "The running version", build);
-        let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 16));
-        let metrics = Self {
-            records: Counter::default(),
-            records_skipped: Counter::default(),
-            reused: Counter::default(),
-            commits: Counter::default(),
-            paused: Gauge::default(),
-            bytes_in_flight: Gauge::default(),
-            model_busy: FloatCounter::default(),
-            batch_size: Histogram::new([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]),
-            record_age: Histogram::new(exponential_buckets(0.01, 2.0, 18)),
-            items: Family::default(),
-            errors: Family::default(),
-            retries: Family::default(),
-            stage_seconds: Family::new_with_constructor(seconds),
-            in_flight: Family::default(),
-            lag: Family::default(),
-            commit_failures: Family::default(),
-            registry: Mutex::new(Registry::default()),
-        };
-        registry.register("records", "Input records read", metrics.records.clone());
-        registry.register("records_skipped", "Input records with nothing to score", metrics.records_skipped.clone());
-        registry.register("items", "Items finished, by status", metrics.items.clone());
-        registry.register("item_errors", "Items that ended without a score, by stage and code", metrics.errors.clone());
-        registry.register("reused", "Items answered from a row that already held the score", metrics.reused.clone());
-        registry.register("retries", "Attempts repeated after a passing fault, by stage", metrics.retries.clone());
-        registry.register_with_unit("stage_duration", "Time an item spends in a stage", Unit::Seconds, metrics.stage_seconds.clone());
-        registry.register("stage_in_flight", "Items in a stage", metrics.in_flight.clone());
-        registry.register("batch_size", "Images a model batch", metrics.batch_size.clone());
-        registry.register_with_unit("model_busy", "Time the model spent computing", Unit::Seconds, metrics.model_busy.clone());
-        registry.register_with_unit("record_age", "From a record's timestamp to its durable row", Unit::Seconds, metrics.record_age.clone());
-        registry.register("lag_records", "Records behind the end of the partition, less those already done", metrics.lag.clone());
-        registry.register("commits", "Kafka commits that succeeded", metrics.commits.clone());
-        registry.register("commit_failures", "Kafka commits that did not succeed, by result", metrics.commit_failures.clone());
-        registry.register("paused", "1 while back-pressure pauses the input", metrics.paused.clone());
-        registry.register_with_unit("encoded_in_flight", "Encoded images in memory", Unit::Bytes, metrics.bytes_in_flight.clone());
-        Arc::new(Self { registry: Mutex::new(registry), ..metrics })
+        let records = Counter::default();
+        registry.register("records", "Input records read", records.clone());
+        let records_skipped = Counter::default();
+        registry.register("records_skipped", "Input records with nothing to score", records_skipped.clone());
+        let items = Family::default();
+        registry.register("items", "Items finished, by status", items.clone());
+        let errors = Family::default();
+        registry.register("item_errors", "Items that ended without a score, by stage and code", errors.clone());
+        let reused = Counter::default();
+        registry.register("reused", "Items answered from a row that already held the score", reused.clone());
+        let retries = Family::default();
+        registry.register("retries", "Attempts repeated after a passing fault, by stage", retries.clone());
+        let stage_seconds: Family<StageLabel, Histogram> =
+            Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 16)));
+        registry.register_with_unit(
+            "stage_duration",
+            "Time an item spends in a stage",
+            Unit::Seconds,
+            stage_seconds.clone(),
+        );
+        let in_flight = Family::default();
+        registry.register("stage_in_flight", "Items in a stage", in_flight.clone());
+        let record_age = Histogram::new(exponential_buckets(0.01, 2.0, 18));
+        registry.register_with_unit(
+            "record_age",
+            "From a record's timestamp to its durable row",
+            Unit::Seconds,
+            record_age.clone(),
+        );
+        Arc::new(Self {
+            registry: Mutex::new(registry),
+            records,
+            records_skipped,
+            reused,
+            record_age,
+            items,
+            errors,
+            retries,
+            stage_seconds,
+            in_flight,
+        })
     }
 
     /// Names the serving model in `roc4mllm_model_info`.
@@ -166,20 +190,11 @@ impl Metrics {
         self.retries.get_or_create(&StageLabel { stage: Shown(stage) }).inc();
     }
 
-    /// Counts one commit that did not succeed.
-    pub fn commit_failure(&self, result: &'static str) {
-        self.commit_failures.get_or_create(&ResultLabel(result)).inc();
-    }
-
-    /// Sets a partition's lag, or forgets it once it is no longer assigned.
-    pub fn set_lag(&self, label: PartitionLabel, lag: Option<i64>) {
-        match lag {
-            Some(lag) => {
-                self.lag.get_or_create(&label).set(lag);
-            }
-            None => {
-                self.lag.remove(&label);
-            }
+    /// Adds values that another part keeps.
+    pub fn sample(&self, sampled: Vec<Sampled>) {
+        let mut registry = self.lock();
+        for sampled in sampled {
+            registry.register_collector(Box::new(sampled));
         }
     }
 
@@ -219,53 +234,60 @@ impl Drop for StageGuard {
     }
 }
 
-/// Turns a total that another part keeps into increments of a counter.
-#[derive(Default)]
-pub struct Delta(AtomicU64);
-
-impl Delta {
-    /// What `total` has grown by since the last call.
-    pub fn since_last(&self, total: u64) -> u64 {
-        total.saturating_sub(self.0.swap(total, Ordering::Relaxed))
-    }
-
-    /// The same for a duration, in seconds.
-    pub fn seconds_since_last(&self, total: Duration) -> f64 {
-        self.since_last(u64::try_from(total.as_micros()).unwrap_or(u64::MAX)) as f64 / 1e6
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     #[test]
     fn labels_read_as_everywhere_else() {
         let metrics = Metrics::new();
         metrics.error(Stage::Decode, ErrorCode::ImageTruncated);
         metrics.item(ItemStatus::Rejected);
-        metrics.set_lag(PartitionLabel { topic: "t".into(), partition: 3 }, Some(7));
         drop(metrics.enter(Stage::Fetch));
-        metrics.commit_failure("aborted");
         let text = metrics.render();
         for line in [
             r#"roc4mllm_item_errors_total{stage="decode",code="image_truncated"} 1"#,
             r#"roc4mllm_items_total{status="rejected"} 1"#,
-            r#"roc4mllm_lag_records{topic="t",partition="3"} 7"#,
             r#"roc4mllm_stage_in_flight{stage="fetch"} 0"#,
             r#"roc4mllm_stage_duration_seconds_count{stage="fetch"} 1"#,
-            r#"roc4mllm_commit_failures_total{result="aborted"} 1"#,
         ] {
             assert!(text.lines().any(|shown| shown == line), "{line} not in\n{text}");
         }
     }
 
     #[test]
-    fn a_revoked_partition_shows_no_lag() {
+    fn sampled_values_are_read_at_each_scrape() {
         let metrics = Metrics::new();
-        let label = PartitionLabel { topic: "t".into(), partition: 0 };
-        metrics.set_lag(label.clone(), Some(1));
-        metrics.set_lag(label, None);
-        assert!(!metrics.render().contains("roc4mllm_lag_records{"));
+        let total = Arc::new(AtomicU64::new(1));
+        let read = Arc::clone(&total);
+        metrics.sample(vec![
+            Sampled {
+                name: "batches",
+                help: "Model batches",
+                read: Box::new(move || Sample::Total(read.load(Ordering::Relaxed) as f64)),
+            },
+            Sampled {
+                name: "lag_records",
+                help: "Records behind",
+                read: Box::new(|| Sample::Levels(vec![(vec![("partition", "3".into())], 7.0)])),
+            },
+            Sampled {
+                name: "batch_size",
+                help: "Images a batch",
+                read: Box::new(|| Sample::Distribution { sum: 5.0, buckets: vec![(1.0, 1), (f64::MAX, 1)] }),
+            },
+        ]);
+        assert!(metrics.render().contains("roc4mllm_batches_total 1.0"), "{}", metrics.render());
+        total.store(2, Ordering::Relaxed);
+        let text = metrics.render();
+        for line in [
+            "roc4mllm_batches_total 2.0",
+            r#"roc4mllm_lag_records{partition="3"} 7.0"#,
+            r#"roc4mllm_batch_size_bucket{le="+Inf"} 2"#,
+            "roc4mllm_batch_size_count 2",
+        ] {
+            assert!(text.lines().any(|shown| shown == line), "{line} not in\n{text}");
+        }
     }
 }

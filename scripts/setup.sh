@@ -5,6 +5,7 @@
 #   photos    photographs for the demo
 #   kafka     Java and the Apache Kafka broker
 #   tools     linters
+#   pip       what fetching wheels takes; every other part includes it
 # Only what is missing is touched, so a second run takes a moment.
 set -euo pipefail
 
@@ -12,6 +13,16 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 deps=$PWD/.deps
 parts=("$@")
 ((${#parts[@]})) || parts=(build postgres photos kafka tools)
+
+for part in "${parts[@]}"; do
+    case $part in
+    build | postgres | photos | kafka | tools | pip) ;;
+    *)
+        echo "setup: there is no part '$part'; the parts are build, postgres, photos, kafka, tools and pip" >&2
+        exit 2
+        ;;
+    esac
+done
 
 wants() {
     local part

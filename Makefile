@@ -1,0 +1,56 @@
+# `make` lists what there is. Everything is a line or a script: nothing here needs reading to be used.
+
+SHELL := bash
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PREFIX ?= $(HOME)/.local
+KAFKA ?= embedded
+
+.PHONY: help
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+.PHONY: setup
+setup: ## Install whatever is missing: packages, libtorch, Postgres, Kafka, photographs, linters
+	@scripts/setup.sh
+
+.PHONY: libtorch
+libtorch: ## Lay out libtorch in .deps (CUDA=1: the full CUDA build, 2.5 GB to download)
+	@scripts/setup.sh pip
+	@if [[ -n "$$LIBTORCH" ]]; then echo "note: LIBTORCH=$$LIBTORCH is set, so builds use that one"; fi
+	@before=$$(cat .deps/libtorch/flavour 2>/dev/null || true); \
+	python3 scripts/libtorch.py $(if $(filter-out 0,$(CUDA)),--cuda) .deps/libtorch; \
+	if [[ -d target && "$$before" != "$$(cat .deps/libtorch/flavour)" ]]; then cargo clean --quiet --package torch-sys; fi
+
+.PHONY: demo
+demo: ## Score photographs through Kafka, S3 and Postgres (PHOTOS=DIR: your own; KAFKA=apache: a real broker)
+	@scripts/setup.sh build postgres $(if $(PHOTOS),,photos) $(if $(filter apache,$(KAFKA)),kafka)
+	@cargo run --bin roc4mllm -- demo --kafka $(KAFKA) $(if $(PHOTOS),--photos "$(PHOTOS)") $(ARGS)
+
+.PHONY: test
+test: setup ## Lint, then run every test (ALLOW_SKIP=1: skipped tests are no failure)
+	@scripts/lint.sh
+	@scripts/test.sh
+
+.PHONY: lint
+lint: ## Formatting, clippy, licences, unused dependencies, scripts
+	@scripts/setup.sh build tools
+	@scripts/lint.sh
+
+.PHONY: fmt
+fmt: ## Format the code
+	@cargo fmt
+
+.PHONY: bench
+bench: setup ## Measure, and write target/bench/results.json
+	@cargo bench --locked
+
+.PHONY: install
+install: ## Install an optimised build with its libraries (PREFIX=DIR, ~/.local by default)
+	@scripts/setup.sh build
+	@scripts/install.sh "$(PREFIX)" $(or $(PROFILE),release) "$(FEATURES)"
+
+.PHONY: clean-deps
+clean-deps: ## Remove what setup downloaded (not apt's packages)
+	rm -rf .deps

@@ -1,0 +1,169 @@
+#!/usr/bin/env bash
+# Install whatever is missing for the parts named, all of them by default:
+#   build     compiler, libraries and libtorch
+#   postgres  the Postgres server's binaries; no cluster is created
+#   photos    photographs for the demo
+#   kafka     Java and the Apache Kafka broker
+#   tools     linters
+#   pip       what fetching wheels takes; every other part includes it
+# Only what is missing is touched, so a second run takes a moment.
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+deps=$PWD/.deps
+parts=("$@")
+((${#parts[@]})) || parts=(build postgres photos kafka tools)
+
+for part in "${parts[@]}"; do
+    case $part in
+    build | postgres | photos | kafka | tools | pip) ;;
+    *)
+        echo "setup: there is no part '$part'; the parts are build, postgres, photos, kafka, tools and pip" >&2
+        exit 2
+        ;;
+    esac
+done
+
+wants() {
+    local part
+    for part in "${parts[@]}"; do
+        [[ $part == "$1" ]] && return 0
+    done
+    return 1
+}
+
+fail() {
+    echo "setup: $1" >&2
+    exit 1
+}
+
+as_root() {
+    if ((EUID == 0)); then
+        "$@"
+    elif ! command -v sudo >/dev/null; then
+        fail "not root, and there is no sudo: run this as root: $*"
+    elif [[ -t 0 ]]; then
+        sudo "$@"
+    else
+        sudo --non-interactive "$@" || fail "sudo wants a password or refused: run this as root: $*"
+    fi
+}
+
+lists_are_fresh=
+refresh_lists() {
+    [[ -n $lists_are_fresh ]] && return 0
+    echo "setup: reading apt's package lists"
+    as_root apt-get update --quiet --quiet </dev/null || fail "'apt-get update' failed; see its message above"
+    lists_are_fresh=yes
+}
+
+# Names the Java to install: releases differ in which they carry, and Kafka 4 wants 17 or later.
+java_package() {
+    local version
+    for version in 17 21 25; do
+        if apt-cache show "openjdk-$version-jre-headless" >/dev/null 2>&1; then
+            echo "openjdk-$version-jre-headless"
+            return 0
+        fi
+    done
+    echo default-jre-headless
+}
+
+has_java() {
+    local version
+    command -v java >/dev/null || return 1
+    version=$(java -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p')
+    ((${version:-0} >= 17))
+}
+
+has_postgres() {
+    command -v initdb >/dev/null && command -v postgres >/dev/null && return 0
+    compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null
+}
+
+has_pip() {
+    python3 -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("pip") is None)'
+}
+
+# Package names as Debian has them, of what is not there in any other way either.
+missing=()
+need() {
+    local package=$1
+    shift
+    "$@" >/dev/null 2>&1 || missing+=("$package")
+}
+
+command -v python3 >/dev/null || fail "python3 is not installed; install Python 3.9 or later"
+if ! command -v cargo >/dev/null; then
+    fail "cargo is not on the PATH; install Rust (the version that Cargo.toml names, or later)"
+fi
+if wants build; then
+    need build-essential command -v c++
+    need cmake command -v cmake
+    need nasm command -v nasm
+    need pkg-config command -v pkg-config
+    need libssl-dev pkg-config --exists openssl
+    need zlib1g-dev pkg-config --exists zlib
+fi
+need python3-pip has_pip
+wants postgres && need postgresql has_postgres
+if wants kafka; then
+    need java has_java
+    scripts/kafka.sh --check || need maven command -v mvn
+fi
+
+if ((${#missing[@]})); then
+    if ! command -v apt-get >/dev/null; then
+        fail "missing: ${missing[*]} (Debian's names; java means 17 or later). There is no apt-get here: install them in this system's own way and run this again"
+    fi
+    refresh_lists
+    for index in "${!missing[@]}"; do
+        [[ ${missing[index]} == java ]] && missing[index]=$(java_package)
+    done
+    echo "setup: installing ${missing[*]}"
+    # Slim images leave the manual pages' folders out, and then some packages can't be configured.
+    as_root mkdir -p /usr/share/man/man1 /usr/share/man/man7
+    cluster_defaults=/etc/postgresql-common/createcluster.conf
+    borrowed=
+    if [[ " ${missing[*]} " == *" postgresql "* && ! -e $cluster_defaults ]]; then
+        # The binaries are wanted, not a server that starts with the machine.
+        borrowed=yes
+        as_root mkdir -p "${cluster_defaults%/*}"
+        echo 'create_main_cluster = false' | as_root tee "$cluster_defaults" >/dev/null
+    fi
+    log=$(mktemp)
+    as_root env DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=l apt-get install --yes --quiet --quiet \
+        --no-install-recommends -o DPkg::Lock::Timeout=120 -o Dpkg::Use-Pty=0 \
+        "${missing[@]}" ca-certificates </dev/null >"$log" 2>&1 ||
+        { cat "$log" >&2; fail "apt could not install ${missing[*]}; see its messages above"; }
+    rm -f "$log"
+    if [[ -n $borrowed && -e /usr/share/postgresql-common/createcluster.conf ]]; then
+        as_root cp /usr/share/postgresql-common/createcluster.conf "$cluster_defaults"
+    fi
+fi
+
+mkdir -p "$deps"
+if wants build; then
+    if [[ -n ${LIBTORCH:-} && ! $LIBTORCH -ef $deps/libtorch ]]; then
+        python3 scripts/libtorch.py --check "$LIBTORCH"
+    else
+        python3 scripts/libtorch.py --keep "$deps/libtorch"
+    fi
+fi
+
+# The rest is worth going on without: what needs it says so itself.
+if wants photos && ! python3 scripts/photos.py --check "$deps/photos"; then
+    if command -v apt-cache >/dev/null && ! apt-cache show mate-backgrounds >/dev/null 2>&1; then
+        (refresh_lists) || true
+    fi
+    python3 scripts/photos.py "$deps/photos" ||
+        echo "setup: WARNING: no photographs for the demo; 'make demo PHOTOS=DIR' takes your own" >&2
+fi
+if wants kafka; then
+    scripts/kafka.sh ||
+        echo "setup: WARNING: no Apache Kafka broker; tests that need one will fail, or be skipped and counted with ALLOW_SKIP=1" >&2
+fi
+if wants tools; then
+    python3 scripts/tools.py "$deps/tools" ||
+        echo "setup: WARNING: no linters; 'make lint' uses those on the PATH" >&2
+fi

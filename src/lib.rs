@@ -15,6 +15,7 @@ pub mod record;
 pub mod report;
 pub mod retry;
 pub mod score;
+pub mod secret;
 pub mod store;
 pub mod telemetry;
 pub mod worker;

@@ -221,3 +221,26 @@ fn data_folder(folder: &Path) -> PathBuf {
 fn log_file(folder: &Path) -> PathBuf {
     folder.join("log")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sqlx::{Connection, PgConnection};
+
+    #[tokio::test]
+    async fn data_survives_a_restart_on_the_same_address() {
+        let mut server = tokio::task::spawn_blocking(Postgres::start).await.unwrap().unwrap();
+        let url = server.url();
+        let mut connection = PgConnection::connect(&url).await.unwrap();
+        sqlx::raw_sql("CREATE TABLE t AS SELECT 42 AS n").execute(&mut connection).await.unwrap();
+        drop(connection);
+        server.restart().unwrap();
+        let mut connection = PgConnection::connect(&url).await.unwrap();
+        let (n,): (i32,) = sqlx::query_as("SELECT n FROM t").fetch_one(&mut connection).await.unwrap();
+        assert_eq!(n, 42);
+        let folder = server.folder.path().to_owned();
+        drop(server);
+        assert!(PgConnection::connect(&url).await.is_err());
+        assert!(!folder.exists());
+    }
+}

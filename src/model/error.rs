@@ -1,6 +1,6 @@
 //! Why a model can't be loaded.
 
-use super::device::Device;
+use super::{device::Device, fields::ConfigError};
 use crate::fault::Disposition;
 use tch::TchError;
 
@@ -10,9 +10,15 @@ pub enum ModelError {
     /// The device that was asked for can't be used.
     #[error("device {device}: {reason} {remedy}")]
     Device { device: Device, reason: String, remedy: &'static str },
+    /// A settings file of the checkpoint can't be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The network needs a parameter that wasn't loaded.
+    #[error("the checkpoint lacks the tensor `{0}`; take a complete checkpoint, or correct its config.json")]
+    MissingTensor(String),
     /// torch refused while the model was built.
-    #[error("{checkpoint}: torch failed while {doing}: {}", first_line(.source))]
-    Torch { checkpoint: String, doing: &'static str, source: TchError },
+    #[error("torch failed while {doing}: {}; free memory or choose another device", first_line(.source))]
+    Torch { doing: &'static str, source: TchError },
 }
 
 impl ModelError {

@@ -1,4 +1,30 @@
-//! From leased slots of pixel values to answers, with the model on its own thread.
+//! From encoded bytes to answers: decode threads fill leased slots, one model thread scores them.
+//!
+//! [`ScoringService`] is what callers hold. Inside it, the [`decode pool`](decode_pool) turns bytes
+//! into pixel values in slots of a fixed slab, the [`queue`] gathers slots into batches by the rules
+//! of the [`batcher`], and the [`engine`] has the [`runner`] score them on the thread that built the
+//! model.
+//! Compute never sees a request, and no model type crosses a thread.
 
+pub mod batcher;
+pub mod decode_pool;
+pub mod engine;
+pub mod metrics;
+pub mod permits;
+pub mod queue;
+pub mod reply;
+pub mod runner;
 pub mod scorer;
+#[cfg(test)]
+mod scripted;
+pub mod service;
+pub mod settings;
 pub mod slot;
+#[cfg(feature = "dev")]
+pub mod stand_in;
+
+pub use engine::{EngineFailure, Health, ModelInfo, StartError};
+pub use reply::{ScoreFailure, Scored};
+pub use scorer::{ScoreBatch, Scorer, ScorerError};
+pub use service::ScoringService;
+pub use settings::InferenceSettings;

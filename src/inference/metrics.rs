@@ -1,0 +1,90 @@
+//! What the inference stages did, as plain counters that telemetry reads.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+/// Upper bounds of the batch-size histogram; a last bucket takes what is larger.
+pub const BATCH_SIZE_BOUNDS: [usize; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
+
+/// A count that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub fn add(&self, amount: u64) {
+        self.0.fetch_add(amount, Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Time that only grows, to the nanosecond.
+#[derive(Debug, Default)]
+pub struct Stopwatch(Counter);
+
+impl Stopwatch {
+    pub fn add(&self, elapsed: Duration) {
+        self.0.add(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    pub fn total(&self) -> Duration {
+        Duration::from_nanos(self.0.get())
+    }
+}
+
+/// Counters of one [`ScoringService`](super::ScoringService), each since its start.
+#[derive(Debug, Default)]
+pub struct InferenceMetrics {
+    /// Images decoded and preprocessed.
+    pub decoded: Counter,
+    /// Images that the decoder refused.
+    pub undecodable: Counter,
+    /// Time of the decode threads in decoding and preprocessing, summed over the threads.
+    pub decode_busy: Stopwatch,
+    /// Runs of the model, retried parts of a batch included, warm-up excluded.
+    pub batches: Counter,
+    /// Images that the model answered for, with a score or with a rejection.
+    pub images: Counter,
+    /// Time of the model thread in the model.
+    pub model_busy: Stopwatch,
+    /// Times a batch ran out of memory and was halved.
+    pub out_of_memory: Counter,
+    /// Times a batch failed as a whole and was split to find the image to blame.
+    pub bisections: Counter,
+    batch_sizes: [Counter; BATCH_SIZE_BOUNDS.len() + 1],
+}
+
+impl InferenceMetrics {
+    /// Counts one run of the model.
+    pub fn record_batch(&self, size: usize, elapsed: Duration) {
+        self.batches.add(1);
+        self.model_busy.add(elapsed);
+        let bucket = BATCH_SIZE_BOUNDS.partition_point(|bound| *bound < size);
+        self.batch_sizes[bucket].add(1);
+    }
+
+    /// Runs by size: `counts[i]` of those above `BATCH_SIZE_BOUNDS[i - 1]` and up to `BATCH_SIZE_BOUNDS[i]`.
+    pub fn batch_sizes(&self) -> [u64; BATCH_SIZE_BOUNDS.len() + 1] {
+        std::array::from_fn(|bucket| self.batch_sizes[bucket].get())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_falls_into_the_bucket_that_bounds_it() {
+        let metrics = InferenceMetrics::default();
+        for size in [1, 2, 3, 4, 128, 129] {
+            metrics.record_batch(size, Duration::from_millis(2));
+        }
+        assert_eq!(metrics.batch_sizes(), [1, 1, 2, 0, 0, 0, 0, 1, 1]);
+        assert_eq!(metrics.batches.get(), 6);
+        assert_eq!(metrics.model_busy.total(), Duration::from_millis(12));
+    }
+}

@@ -1,0 +1,128 @@
+//! The one place where decode threads hand images to the model thread.
+
+use super::{
+    batcher::{Batcher, Next},
+    engine::EngineFailure,
+    reply::Reply,
+    slot::Slot,
+};
+use std::{
+    sync::{Arc, Condvar, Mutex, MutexGuard},
+    time::{Duration, Instant},
+};
+
+/// A preprocessed image on its way to the model.
+pub struct Work {
+    pub slot: Slot,
+    pub asker: Asker,
+}
+
+/// Who asked for an image, and what the answer says beside the score. Stays out of the model's sight.
+pub struct Asker {
+    /// What messages call the image.
+    pub name: Arc<str>,
+    /// Pixels as decoded.
+    pub width: u32,
+    /// Pixels as decoded.
+    pub height: u32,
+    pub reply: Reply,
+}
+
+/// Preprocessed images in order of arrival. Bounded by the slots that they hold: at most one batch
+/// beyond the one that runs.
+pub struct WorkQueue {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    batcher: Batcher<Work>,
+    failure: Option<EngineFailure>,
+}
+
+impl WorkQueue {
+    pub fn new(linger: Duration) -> Self {
+        Self {
+            state: Mutex::new(State { batcher: Batcher::new(linger), failure: None }),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Hands over one image. On a failed or closed queue it is answered at once.
+    pub fn push(&self, work: Work) {
+        let mut state = self.lock();
+        let refusal = match &state.failure {
+            Some(failure) => Some(failure.clone()),
+            None if state.batcher.is_closed() => Some(EngineFailure::Stopped),
+            None => None,
+        };
+        if let Some(failure) = refusal {
+            drop(state);
+            work.asker.reply.send(Err(failure.into()));
+            return;
+        }
+        state.batcher.push(work, Instant::now());
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Blocks until a batch is due and takes it, at most `capacity` images; `None` once the queue is
+    /// closed and empty, or failed.
+    pub fn next_batch(&self, capacity: usize) -> Option<Vec<Work>> {
+        let mut state = self.lock();
+        loop {
+            if state.failure.is_some() {
+                return None;
+            }
+            state.batcher.retain(|work| !work.asker.reply.is_abandoned());
+            let now = Instant::now();
+            match state.batcher.next(now, capacity) {
+                Next::Take(count) => return Some(state.batcher.take(count)),
+                Next::Idle if state.batcher.is_closed() => return None,
+                Next::Idle => {
+                    state = self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+                }
+                Next::WaitUntil(deadline) => {
+                    let pause = deadline.saturating_duration_since(now);
+                    state = self
+                        .changed
+                        .wait_timeout(state, pause)
+                        .unwrap_or_else(|poisoned| poisoned.into_inner())
+                        .0;
+                }
+            }
+        }
+    }
+
+    /// Images that wait for a batch.
+    pub fn len(&self) -> usize {
+        self.lock().batcher.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Takes no more images; those that wait are still scored.
+    pub fn close(&self) {
+        self.lock().batcher.close();
+        self.changed.notify_all();
+    }
+
+    /// Answers everything that waits, and whatever comes later, with `failure`. The first one stands.
+    pub fn fail(&self, failure: EngineFailure) {
+        let mut state = self.lock();
+        let failure = state.failure.get_or_insert(failure).clone();
+        let waiting = state.batcher.len();
+        let abandoned = state.batcher.take(waiting);
+        drop(state);
+        self.changed.notify_all();
+        for work in abandoned {
+            work.asker.reply.send(Err(failure.clone().into()));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}

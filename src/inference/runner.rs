@@ -1,0 +1,425 @@
+//! One batch through the model, come what may: halved when memory runs out, bisected when it fails.
+
+use super::{
+    batcher::BatchCap,
+    engine::EngineFailure,
+    metrics::InferenceMetrics,
+    scorer::{ScoreBatch, Scorer, ScorerError},
+    slot::{Slot, SlotPool},
+};
+use crate::{
+    fault::{ErrorCode, ItemError, Stage},
+    score::{Answer, ModelVersion},
+};
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// What became of one image of a batch.
+pub type Verdict = Result<Answer, ItemError>;
+
+/// A scorer with the rules that keep one image's trouble its own.
+///
+/// * Out of memory: the batch is halved until it passes, and no batch that large is tried for a while.
+/// * Any other failure of a batch, a panic included: it is bisected, so that only the image to blame
+///   is rejected. An image that fails alone is to blame only if a neutral image passes; else the model
+///   is, and the engine fails.
+/// * A score that is not finite, or outside the model's range, is tried once more alone.
+pub struct Runner {
+    scorer: Box<dyn Scorer>,
+    version: Arc<ModelVersion>,
+    cap: BatchCap,
+    neutral: ScoreBatch,
+    metrics: Arc<InferenceMetrics>,
+}
+
+impl Runner {
+    /// Leases one slot of `slots` for good, for the neutral image.
+    pub fn new(
+        scorer: Box<dyn Scorer>,
+        slots: &SlotPool,
+        cap: BatchCap,
+        metrics: Arc<InferenceMetrics>,
+    ) -> Self {
+        let version = Arc::new(scorer.version().clone());
+        let neutral = ScoreBatch { slots: vec![neutral_slot(slots)] };
+        Self { scorer, version, cap, neutral, metrics }
+    }
+
+    /// The version that the next batch is scored by.
+    pub fn version(&self) -> &Arc<ModelVersion> {
+        &self.version
+    }
+
+    /// The most images to hand to [`run`](Self::run) now.
+    pub fn capacity(&mut self) -> usize {
+        self.cap.at(Instant::now())
+    }
+
+    /// Runs the largest batch of neutral images, smaller if memory asks for it, and says how long the
+    /// run took that passed.
+    ///
+    /// # Errors
+    /// [`EngineFailure`] when not even one image passes.
+    pub fn warm_up(&mut self, slots: &SlotPool) -> Result<Duration, EngineFailure> {
+        loop {
+            let size = self.capacity();
+            let batch = ScoreBatch { slots: (0..size).map(|_| neutral_slot(slots)).collect() };
+            let start = Instant::now();
+            match call(self.scorer.as_mut(), &batch) {
+                Ok(_) => return Ok(start.elapsed()),
+                Err(ScorerError::OutOfMemory { reason, .. }) if size == 1 => {
+                    return Err(EngineFailure::out_of_memory(reason));
+                }
+                Err(ScorerError::OutOfMemory { .. }) => self.lower_cap(size),
+                Err(ScorerError::Batch { reason, .. }) => return Err(EngineFailure::model(reason)),
+                Err(ScorerError::Device(reason)) => return Err(EngineFailure::device(reason)),
+            }
+        }
+    }
+
+    /// Scores `slots` and calls `answer` once an image, in their order.
+    ///
+    /// # Errors
+    /// [`EngineFailure`] when the model or its device is beyond use; images without an answer by then
+    /// get none.
+    pub fn run(&mut self, slots: Vec<Slot>, answer: &mut dyn FnMut(Verdict)) -> Result<(), EngineFailure> {
+        let size = slots.len();
+        let batch = ScoreBatch { slots };
+        match self.attempt(&batch) {
+            Ok(verdicts) => {
+                for (slot, verdict) in batch.slots.into_iter().zip(verdicts) {
+                    let verdict =
+                        if self.is_suspicious(&verdict) { self.run_again_alone(slot)? } else { verdict };
+                    self.metrics.images.add(1);
+                    answer(verdict);
+                }
+                Ok(())
+            }
+            Err(ScorerError::Device(reason)) => Err(EngineFailure::device(reason)),
+            Err(ScorerError::OutOfMemory { reason, .. }) if size <= 1 => {
+                Err(EngineFailure::out_of_memory(reason))
+            }
+            Err(ScorerError::OutOfMemory { reason, .. }) => {
+                tracing::warn!(batch = size, reason, "out of memory; the batch is halved");
+                self.metrics.out_of_memory.add(1);
+                self.lower_cap(size);
+                self.run_halves(batch.slots, answer)
+            }
+            Err(ScorerError::Batch { reason, .. }) if size <= 1 => {
+                let verdict = self.blame(reason)?;
+                self.metrics.images.add(1);
+                answer(Err(verdict));
+                Ok(())
+            }
+            Err(ScorerError::Batch { reason, .. }) => {
+                tracing::warn!(batch = size, reason, "the batch failed; it is split to find the image to blame");
+                self.metrics.bisections.add(1);
+                self.run_halves(batch.slots, answer)
+            }
+        }
+    }
+
+    fn run_halves(
+        &mut self,
+        mut slots: Vec<Slot>,
+        answer: &mut dyn FnMut(Verdict),
+    ) -> Result<(), EngineFailure> {
+        let second = slots.split_off(slots.len() / 2);
+        self.run(slots, answer)?;
+        self.run(second, answer)
+    }
+
+    fn run_again_alone(&mut self, slot: Slot) -> Result<Verdict, EngineFailure> {
+        let batch = ScoreBatch { slots: vec![slot] };
+        match self.attempt(&batch).map(|mut verdicts| verdicts.pop()) {
+            Ok(Some(verdict)) if !self.is_suspicious(&verdict) => Ok(verdict),
+            Ok(_) => {
+                self.check_neutral("its scores are not finite")?;
+                Ok(Err(ItemError::new(
+                    ErrorCode::NonFiniteScore,
+                    Stage::Infer,
+                    "the model gave a score that is no finite number in its range; \
+                     check the image, and the checkpoint if more images do this",
+                )))
+            }
+            Err(ScorerError::Batch { reason, .. }) => Ok(Err(self.blame(reason)?)),
+            Err(ScorerError::OutOfMemory { reason, .. }) => Err(EngineFailure::out_of_memory(reason)),
+            Err(ScorerError::Device(reason)) => Err(EngineFailure::device(reason)),
+        }
+    }
+
+    /// The rejection of an image that failed alone for `reason`.
+    fn blame(&mut self, reason: String) -> Result<ItemError, EngineFailure> {
+        self.check_neutral(&reason)?;
+        Ok(ItemError::new(
+            ErrorCode::Poison,
+            Stage::Infer,
+            format!("the model fails on this image alone ({reason}); re-export the image"),
+        ))
+    }
+
+    /// Fails when the model does not get a neutral image through either.
+    fn check_neutral(&mut self, reason: &str) -> Result<(), EngineFailure> {
+        match call(self.scorer.as_mut(), &self.neutral) {
+            Ok(verdicts) if !verdicts.iter().any(|verdict| self.is_suspicious(verdict)) => Ok(()),
+            Ok(_) | Err(ScorerError::Batch { .. }) => Err(EngineFailure::model(reason)),
+            Err(ScorerError::OutOfMemory { reason, .. }) => Err(EngineFailure::out_of_memory(reason)),
+            Err(ScorerError::Device(reason)) => Err(EngineFailure::device(reason)),
+        }
+    }
+
+    fn is_suspicious(&self, verdict: &Verdict) -> bool {
+        let (low, high) = self.scorer.score_range();
+        // A sum of rounded probabilities may pass an end of the range by rounding.
+        let slack = 1e-4 * (high - low).abs().max(1.0);
+        match verdict {
+            Ok(answer) => {
+                answer.scores.is_empty()
+                    || !answer.scores.iter().all(|value| {
+                        (low - slack..=high + slack).contains(&value.score) && value.std.is_finite()
+                    })
+            }
+            Err(error) => error.code == ErrorCode::NonFiniteScore,
+        }
+    }
+
+    fn lower_cap(&mut self, size: usize) {
+        self.cap.lower(size, Instant::now());
+    }
+
+    fn attempt(&mut self, batch: &ScoreBatch) -> Result<Vec<Verdict>, ScorerError> {
+        let start = Instant::now();
+        let outcome = call(self.scorer.as_mut(), batch);
+        self.metrics.record_batch(batch.len(), start.elapsed());
+        outcome
+    }
+}
+
+/// Calls the scorer; a panic and a wrong number of results are failures of the batch.
+fn call(scorer: &mut dyn Scorer, batch: &ScoreBatch) -> Result<Vec<Verdict>, ScorerError> {
+    // A scorer keeps nothing from one batch to the next that a later batch reads, so that a half-done
+    // call leaves nothing broken behind.
+    match catch_unwind(AssertUnwindSafe(|| scorer.score(batch))) {
+        Ok(Ok(verdicts)) if verdicts.len() != batch.len() => Err(ScorerError::Batch {
+            batch: batch.len(),
+            reason: format!("it gave {} results for {} images", verdicts.len(), batch.len()),
+        }),
+        Ok(outcome) => outcome,
+        Err(payload) => {
+            let reason = panic_message(payload.as_ref());
+            // Operators without an error value report exhausted memory by panicking.
+            let batch = batch.len();
+            if reason.contains("out of memory") || reason.contains("can't allocate memory") {
+                Err(ScorerError::OutOfMemory { batch, reason })
+            } else {
+                Err(ScorerError::Batch { batch, reason })
+            }
+        }
+    }
+}
+
+/// The text that a panic carries.
+pub(super) fn panic_message(payload: &(dyn Any + Send)) -> String {
+    let text = payload
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| payload.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "it panicked".to_owned());
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+/// A slot of zeros, which is the mean colour in normalised pixel values.
+fn neutral_slot(slots: &SlotPool) -> Slot {
+    let mut slot = slots.lease();
+    slot.values_mut().fill(0.0);
+    slot
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::scripted::{ScriptedScorer, answer, echo},
+        *,
+    };
+    use proptest::prelude::*;
+    use std::{cell::RefCell, collections::BTreeSet, rc::Rc};
+
+    type Outcome = Result<Vec<Verdict>, ScorerError>;
+
+    struct Bench {
+        runner: Runner,
+        slots: SlotPool,
+        metrics: Arc<InferenceMetrics>,
+        /// The batches that the scorer saw.
+        seen: Rc<RefCell<Vec<Vec<f32>>>>,
+    }
+
+    impl Bench {
+        fn new(capacity: usize, script: impl Fn(&[f32]) -> Outcome + 'static) -> Self {
+            let seen: Rc<RefCell<Vec<Vec<f32>>>> = Rc::default();
+            let log = Rc::clone(&seen);
+            let scorer = ScriptedScorer::new(move |values| {
+                log.borrow_mut().push(values.to_vec());
+                script(values)
+            });
+            let slots = SlotPool::new(2 * capacity + 1, 1);
+            let metrics = Arc::new(InferenceMetrics::default());
+            let cap = BatchCap::new(capacity, Duration::from_secs(600));
+            let runner = Runner::new(Box::new(scorer), &slots, cap, Arc::clone(&metrics));
+            Self { runner, slots, metrics, seen }
+        }
+
+        fn run(&mut self, values: &[f32]) -> (Vec<Verdict>, Result<(), EngineFailure>) {
+            let slots = values
+                .iter()
+                .map(|value| {
+                    let mut slot = self.slots.lease();
+                    slot.values_mut().fill(*value);
+                    slot
+                })
+                .collect();
+            let mut verdicts = Vec::new();
+            let outcome = self.runner.run(slots, &mut |verdict| verdicts.push(verdict));
+            (verdicts, outcome)
+        }
+    }
+
+    fn scores(verdicts: &[Verdict]) -> Vec<Option<f64>> {
+        verdicts.iter().map(|verdict| verdict.as_ref().ok().map(Answer::score)).collect()
+    }
+
+    fn fits_up_to(limit: usize) -> impl Fn(&[f32]) -> Outcome {
+        move |values| match values.len() {
+            size if size > limit => Err(ScorerError::OutOfMemory { batch: size, reason: "full".into() }),
+            _ => Ok(echo(values)),
+        }
+    }
+
+    #[test]
+    fn out_of_memory_halves_the_batch_and_lowers_the_cap() {
+        let mut bench = Bench::new(8, fits_up_to(2));
+        let (verdicts, outcome) = bench.run(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
+        assert_eq!(outcome, Ok(()));
+        assert_eq!(scores(&verdicts), (1..=8).map(|value| Some(f64::from(value))).collect::<Vec<_>>());
+        assert_eq!(bench.runner.capacity(), 2);
+        assert_eq!(bench.metrics.images.get(), 8);
+    }
+
+    #[test]
+    fn out_of_memory_at_one_image_fails_the_engine_with_75() {
+        let mut bench = Bench::new(4, fits_up_to(0));
+        let (verdicts, outcome) = bench.run(&[1.0, 2.0]);
+        assert!(verdicts.is_empty());
+        assert_eq!(outcome.unwrap_err().exit_code(), 75);
+    }
+
+    #[test]
+    fn warm_up_finds_the_largest_batch_that_fits() {
+        let mut bench = Bench::new(8, fits_up_to(3));
+        let slots = bench.slots.clone();
+        bench.runner.warm_up(&slots).unwrap();
+        assert_eq!(bench.runner.capacity(), 2);
+        assert_eq!(Bench::new(4, fits_up_to(0)).runner.warm_up(&SlotPool::new(4, 1)).unwrap_err().exit_code(), 75);
+    }
+
+    #[test]
+    fn a_device_error_fails_the_engine_with_70_and_blames_no_image() {
+        let mut bench = Bench::new(4, |_| Err(ScorerError::Device("gone".into())));
+        let (verdicts, outcome) = bench.run(&[1.0, 2.0]);
+        assert!(verdicts.is_empty());
+        assert_eq!(outcome.unwrap_err().exit_code(), 70);
+    }
+
+    #[test]
+    fn a_model_that_fails_on_a_neutral_image_too_blames_none() {
+        let mut bench = Bench::new(4, |values| {
+            Err(ScorerError::Batch { batch: values.len(), reason: "broken".into() })
+        });
+        let (verdicts, outcome) = bench.run(&[1.0]);
+        assert!(verdicts.is_empty());
+        assert_eq!(outcome, Err(EngineFailure::model("broken")));
+    }
+
+    #[test]
+    fn a_panic_rejects_only_the_image_it_comes_from() {
+        let mut bench = Bench::new(4, |values| {
+            assert!(!values.contains(&3.0), "cannot do three");
+            Ok(echo(values))
+        });
+        let (verdicts, outcome) = bench.run(&[1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(outcome, Ok(()));
+        assert_eq!(scores(&verdicts), [Some(1.0), Some(2.0), None, Some(4.0)]);
+        let error = verdicts[2].as_ref().unwrap_err();
+        assert_eq!((error.code, error.stage), (ErrorCode::Poison, Stage::Infer));
+        assert!(error.message.contains("cannot do three"), "{error}");
+    }
+
+    #[test]
+    fn a_panic_about_memory_counts_as_out_of_memory() {
+        let mut bench = Bench::new(2, |values| {
+            assert!(values.len() < 2, "DefaultCPUAllocator: can't allocate memory");
+            Ok(echo(values))
+        });
+        let (verdicts, _) = bench.run(&[1.0, 2.0]);
+        assert_eq!(scores(&verdicts), [Some(1.0), Some(2.0)]);
+        assert_eq!(bench.metrics.out_of_memory.get(), 1);
+    }
+
+    #[test]
+    fn a_wrong_number_of_results_is_no_answer() {
+        let mut bench = Bench::new(4, |values| Ok(echo(&values[..values.len().min(1)])));
+        let (verdicts, outcome) = bench.run(&[1.0, 2.0]);
+        assert_eq!((scores(&verdicts), outcome), (vec![Some(1.0), Some(2.0)], Ok(())));
+    }
+
+    #[test]
+    fn a_score_that_is_not_finite_is_tried_alone_and_then_rejected() {
+        let mut bench = Bench::new(4, |values| {
+            let alone = values.len() == 1;
+            Ok(values
+                .iter()
+                .map(|value| match *value as i32 {
+                    // Finite only alone.
+                    2 => Ok(answer(if alone { 2.0 } else { f64::NAN })),
+                    3 => Ok(answer(f64::NAN)),
+                    4 => Ok(answer(1000.0)),
+                    _ => Ok(answer(f64::from(*value))),
+                })
+                .collect())
+        });
+        let (verdicts, outcome) = bench.run(&[1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(outcome, Ok(()));
+        assert_eq!(scores(&verdicts), [Some(1.0), Some(2.0), None, None]);
+        assert_eq!(verdicts[2].as_ref().unwrap_err().code, ErrorCode::NonFiniteScore);
+        assert_eq!(verdicts[3].as_ref().unwrap_err().code, ErrorCode::NonFiniteScore);
+    }
+
+    proptest! {
+        #[test]
+        fn bisection_rejects_the_bad_images_and_no_other(size in 1_usize..40, bad in proptest::collection::btree_set(1_u32..41, 0..4)) {
+            let blamed: BTreeSet<u32> = bad.iter().copied().filter(|value| *value as usize <= size).collect();
+            let mut bench = {
+                let bad = bad.clone();
+                Bench::new(size, move |values| {
+                    match values.iter().any(|value| bad.contains(&(*value as u32))) {
+                        true => Err(ScorerError::Batch { batch: values.len(), reason: "bad".into() }),
+                        false => Ok(echo(values)),
+                    }
+                })
+            };
+            let values: Vec<f32> = (1..=size).map(|value| value as f32).collect();
+            let (verdicts, outcome) = bench.run(&values);
+            prop_assert_eq!(outcome, Ok(()));
+            let expected: Vec<_> =
+                (1..=size as u32).map(|value| (!blamed.contains(&value)).then_some(f64::from(value))).collect();
+            prop_assert_eq!(scores(&verdicts), expected);
+            // Each bad image costs at most two runs a level of the bisection, and one of the neutral image.
+            let levels = usize::BITS - (size - 1).leading_zeros();
+            prop_assert!(bench.seen.borrow().len() <= 1 + blamed.len() * (2 * levels as usize + 1));
+        }
+    }
+}

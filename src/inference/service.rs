@@ -1,0 +1,91 @@
+//! Bytes in, answer out: the one thing that `score` and the worker hold.
+
+use super::{
+    decode_pool::{DecodePool, Job},
+    engine::{Engine, EngineFailure, Health, ModelInfo, StartError},
+    metrics::InferenceMetrics,
+    reply::{Reply, ScoreFailure, Scored},
+    scorer::Scorer,
+    settings::InferenceSettings,
+};
+use crate::image::{ImageSettings, Preprocessor};
+use bytes::Bytes;
+use std::{error::Error, sync::Arc};
+use tokio::sync::{Semaphore, watch};
+
+/// Decode threads and a model thread behind one call. Callers await many images at once: that is
+/// what fills batches.
+pub struct ScoringService {
+    engine: Arc<Engine>,
+    decoders: Arc<DecodePool>,
+    admission: Semaphore,
+}
+
+impl ScoringService {
+    /// Loads the model, warms it up, and starts the decode threads.
+    ///
+    /// `build` runs on the model thread. `preprocessor` must make images of the model's input size.
+    ///
+    /// # Errors
+    /// [`StartError`] when the model cannot be built or does not run, or a thread cannot be had.
+    pub async fn start<E, B>(
+        build: B,
+        preprocessor: Preprocessor,
+        images: ImageSettings,
+        settings: &InferenceSettings,
+    ) -> Result<Self, StartError<E>>
+    where
+        E: Error + Send + 'static,
+        B: FnOnce() -> Result<Box<dyn Scorer>, E> + Send + 'static,
+    {
+        let engine = Arc::new(Engine::spawn(build, settings)?.ready().await?);
+        let (preprocessed, expected) = (preprocessor.image_size(), engine.info().image_size);
+        if preprocessed != expected {
+            return Err(StartError::InputSize { preprocessed, expected });
+        }
+        let decoders = Arc::new(DecodePool::start(Arc::clone(&engine), preprocessor, images, settings)?);
+        Ok(Self { engine, decoders, admission: Semaphore::new(settings.in_flight_capacity()) })
+    }
+
+    /// Scores one file; `name` is what messages call it.
+    ///
+    /// Waits while too many images are under way. Dropping the future gives the image up.
+    ///
+    /// # Errors
+    /// [`ScoreFailure::Rejected`] when the image is at fault, [`ScoreFailure::Engine`] when the model is.
+    pub async fn score(&self, name: &str, bytes: Bytes) -> Result<Scored, ScoreFailure> {
+        let _admitted = self.admission.acquire().await.map_err(|_| EngineFailure::Stopped)?;
+        let (reply, answer) = Reply::channel();
+        self.decoders.submit(Job { name: name.into(), bytes, reply });
+        answer.await.unwrap_or_else(|_| Err(EngineFailure::Stopped.into()))
+    }
+
+    pub fn model(&self) -> &Arc<ModelInfo> {
+        self.engine.info()
+    }
+
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.engine.health()
+    }
+
+    pub fn metrics(&self) -> &Arc<InferenceMetrics> {
+        self.engine.metrics()
+    }
+
+    /// Preprocessed images that wait for a batch.
+    pub fn waiting(&self) -> usize {
+        self.engine.waiting()
+    }
+
+    /// Takes no more images, answers those under way, and frees the model.
+    pub async fn shut_down(&self) {
+        self.admission.close();
+        let (decoders, engine) = (Arc::clone(&self.decoders), Arc::clone(&self.engine));
+        let ended = tokio::task::spawn_blocking(move || {
+            decoders.shut_down();
+            engine.shut_down();
+        });
+        // It fails only with the runtime itself, which ends the threads too.
+        let _ = ended.await;
+    }
+}

@@ -120,7 +120,10 @@ async fn bad_records_end_in_dead_letters_and_the_rest_is_scored() {
         assert_eq!(rows[output["id"].as_str().expect("an id")].status, "rejected");
     }
     let missing = outputs::at(&outputs, bad.len() as i64);
-    assert_eq!((missing["status"].as_str(), missing["error"]["code"].as_str()), (Some("gone"), Some("object_missing")));
+    assert_eq!(
+        (missing["status"].as_str(), missing["error"]["code"].as_str()),
+        (Some("gone"), Some("object_missing"))
+    );
     let letters = stack.dead_letters().await;
     let codes: Vec<&str> = letters.iter().map(|letter| letter.header("dlq-code")).collect();
     assert_eq!(codes, bad.iter().map(|(code, _)| *code).collect::<Vec<_>>(), "`gone` is no dead letter");

@@ -1,13 +1,11 @@
 //! The whole configuration: one section a module, files below environment below flags.
 
-mod listen;
 mod load;
 
-pub use listen::Listen;
-pub use load::{ConfigError, load};
+pub use load::{ConfigError, load, render};
 
 use crate::{
-    fetch::S3Settings, image::ImageSettings, inference::InferenceSettings, kafka::KafkaSettings,
+    fetch::S3Settings, http::HttpSettings, image::ImageSettings, inference::InferenceSettings, kafka::KafkaSettings,
     model::ModelSettings, pipeline::PipelineSettings, retry::RetrySettings, store::PostgresSettings,
     telemetry::TelemetrySettings,
 };
@@ -29,20 +27,6 @@ pub struct Config {
     pub retry: RetrySettings,
     pub http: HttpSettings,
     pub telemetry: TelemetrySettings,
-}
-
-/// The `http` section.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct HttpSettings {
-    /// Where `/healthz`, `/readyz` and `/metrics` are served; `:8080` means every address.
-    pub listen: Listen,
-}
-
-impl Default for HttpSettings {
-    fn default() -> Self {
-        Self { listen: Listen::any(8080) }
-    }
 }
 
 impl Config {

@@ -70,11 +70,11 @@ impl DecodePool {
         let threads = (0..settings.decode_thread_count())
             .map(|index| {
                 let (receiver, reader) = (Arc::clone(&receiver), Arc::clone(&reader));
-                thread::Builder::new()
-                    .name(format!("decode-{index}"))
-                    .spawn(move || while let Some(job) = next(&receiver) {
+                thread::Builder::new().name(format!("decode-{index}")).spawn(move || {
+                    while let Some(job) = next(&receiver) {
                         reader.work(job);
-                    })
+                    }
+                })
             })
             .collect::<io::Result<_>>()?;
         Ok(Self { jobs: Mutex::new(Some(sender)), threads: Mutex::new(threads) })

@@ -28,13 +28,19 @@ use tokio::sync::{oneshot, watch};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EngineFailure {
     /// Not even one image fits.
-    #[error("a single image does not fit into memory ({reason}); give the model more memory or a smaller dtype")]
+    #[error(
+        "a single image does not fit into memory ({reason}); give the model more memory or a smaller dtype"
+    )]
     OutOfMemory { reason: Arc<str> },
     /// The device is beyond use for this process.
-    #[error("the device is unusable ({reason}); restart the process, and look at the device if it happens again")]
+    #[error(
+        "the device is unusable ({reason}); restart the process, and look at the device if it happens again"
+    )]
     Device { reason: Arc<str> },
     /// The model fails whatever image it is given.
-    #[error("the model fails even on a blank image ({reason}); check the checkpoint with `checkpoint inspect`")]
+    #[error(
+        "the model fails even on a blank image ({reason}); check the checkpoint with `checkpoint inspect`"
+    )]
     Model { reason: Arc<str> },
     /// It was shut down.
     #[error("the engine has been shut down; start another one")]

@@ -116,7 +116,11 @@ impl Runner {
                 Ok(())
             }
             Err(ScorerError::Batch { reason, .. }) => {
-                tracing::warn!(batch = size, reason, "the batch failed; it is split to find the image to blame");
+                tracing::warn!(
+                    batch = size,
+                    reason,
+                    "the batch failed; it is split to find the image to blame"
+                );
                 self.metrics.bisections.add(1);
                 self.run_halves(batch.slots, answer)
             }
@@ -323,7 +327,10 @@ mod tests {
         let slots = bench.slots.clone();
         bench.runner.warm_up(&slots).unwrap();
         assert_eq!(bench.runner.capacity(), 2);
-        assert_eq!(Bench::new(4, fits_up_to(0)).runner.warm_up(&SlotPool::new(4, 1)).unwrap_err().exit_code(), 75);
+        assert_eq!(
+            Bench::new(4, fits_up_to(0)).runner.warm_up(&SlotPool::new(4, 1)).unwrap_err().exit_code(),
+            75
+        );
     }
 
     #[test]
@@ -336,9 +343,8 @@ mod tests {
 
     #[test]
     fn a_model_that_fails_on_a_neutral_image_too_blames_none() {
-        let mut bench = Bench::new(4, |values| {
-            Err(ScorerError::Batch { batch: values.len(), reason: "broken".into() })
-        });
+        let mut bench =
+            Bench::new(4, |values| Err(ScorerError::Batch { batch: values.len(), reason: "broken".into() }));
         let (verdicts, outcome) = bench.run(&[1.0]);
         assert!(verdicts.is_empty());
         assert_eq!(outcome, Err(EngineFailure::model("broken")));

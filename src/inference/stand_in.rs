@@ -24,7 +24,8 @@ pub struct StandInScorer {
 impl StandInScorer {
     /// For square inputs of `image_size` pixels a side, preprocessed by `preprocess_revision`.
     pub fn new(image_size: usize, preprocess_revision: u32) -> Self {
-        let version = ModelVersion { model: "stand-in".into(), version: "stand-in".into(), preprocess_revision };
+        let version =
+            ModelVersion { model: "stand-in".into(), version: "stand-in".into(), preprocess_revision };
         Self { image_size, version, time_per_batch: Duration::ZERO }
     }
 

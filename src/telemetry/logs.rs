@@ -17,7 +17,9 @@ pub enum LogFormat {
 
 /// The log filter in the configuration cannot be read.
 #[derive(Debug, thiserror::Error)]
-#[error("telemetry.log_level `{filter}` is no log filter: {reason}; use a level such as `info`, or `target=level` pairs")]
+#[error(
+    "telemetry.log_level `{filter}` is no log filter: {reason}; use a level such as `info`, or `target=level` pairs"
+)]
 pub struct LogFilterError {
     filter: String,
     reason: String,

@@ -6,7 +6,7 @@ use crate::{
 };
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder, text},
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, NoLabelSet, text},
     metrics::{
         MetricType,
         counter::Counter,
@@ -87,16 +87,16 @@ impl Collector for Sampled {
         };
         let mut metric = encoder.encode_descriptor(self.name, self.help, None, kind)?;
         match sample {
-            Sample::Total(total) => metric.encode_counter::<(), _, f64>(&total, None),
-            Sample::Totals(totals) => totals
+            Sample::Total(total) => metric.encode_counter::<NoLabelSet, _, f64>(&total, None),
+            Sample::Totals(totals) => totals.iter().try_for_each(|(labels, total)| {
+                metric.encode_family(labels)?.encode_counter::<NoLabelSet, _, f64>(total, None)
+            }),
+            Sample::Levels(levels) => levels
                 .iter()
-                .try_for_each(|(labels, total)| metric.encode_family(labels)?.encode_counter::<(), _, f64>(total, None)),
-            Sample::Levels(levels) => {
-                levels.iter().try_for_each(|(labels, level)| metric.encode_family(labels)?.encode_gauge(level))
-            }
+                .try_for_each(|(labels, level)| metric.encode_family(labels)?.encode_gauge(level)),
             Sample::Distribution { sum, buckets } => {
                 let count = buckets.iter().map(|(_, count)| count).sum();
-                metric.encode_histogram::<()>(sum, count, &buckets, None)
+                metric.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
             }
         }
     }
@@ -133,7 +133,11 @@ impl Metrics {
         let items = Family::default();
         registry.register("items", "Items finished, by status", items.clone());
         let errors = Family::default();
-        registry.register("item_errors", "Items that ended without a score, by stage and code", errors.clone());
+        registry.register(
+            "item_errors",
+            "Items that ended without a score, by stage and code",
+            errors.clone(),
+        );
         let reused = Counter::default();
         registry.register("reused", "Items answered from a row that already held the score", reused.clone());
         let retries = Family::default();
@@ -203,7 +207,11 @@ impl Metrics {
         let label = StageLabel { stage: Shown(stage) };
         let gauge = self.in_flight.get_or_create(&label).clone();
         gauge.inc();
-        StageGuard { gauge, histogram: self.stage_seconds.get_or_create(&label).clone(), since: Instant::now() }
+        StageGuard {
+            gauge,
+            histogram: self.stage_seconds.get_or_create(&label).clone(),
+            since: Instant::now(),
+        }
     }
 
     /// All metrics in the OpenMetrics text format.

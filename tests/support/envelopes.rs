@@ -66,7 +66,8 @@ impl Envelope {
         let first = uploads[0];
         let Upload { bucket, key, etag, size, .. } = first;
         let aws = json!({"Records": uploads.iter().map(|upload| aws_item(upload)).collect::<Vec<_>>()});
-        let mut headers = vec![("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned())];
+        let mut headers =
+            vec![("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned())];
         let value = match self {
             Self::Aws | Self::AwsThreeItems => aws,
             Self::Minio => json!({

@@ -129,7 +129,8 @@ impl Stack {
     /// Starts a worker; `overrides` are `section.key` and value.
     pub fn worker(&self, overrides: &[(&str, &str)]) -> Worker {
         // A port that was free a moment ago; the worker says so if it no longer is.
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
+        let port =
+            TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
         let checkpoint = self.checkpoint();
         let mut settings: Vec<(String, String)> = [
             ("kafka.brokers", format!("[{:?}]", self.kafka.bootstrap())),

@@ -1,6 +1,10 @@
 //! The worker's own HTTP server: liveness, readiness, metrics.
 
-use crate::{config::Listen, telemetry::metrics::Metrics};
+mod listen;
+
+pub use listen::Listen;
+
+use crate::telemetry::metrics::Metrics;
 use axum::{
     Router,
     extract::State,
@@ -8,12 +12,27 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
+use serde::{Deserialize, Serialize};
 use std::{
     future::Future,
     net::SocketAddr,
     sync::{Arc, Mutex},
 };
 use tokio::{net::TcpListener, task::JoinHandle};
+
+/// The `http` section.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpSettings {
+    /// Where `/healthz`, `/readyz` and `/metrics` are served; `:8080` means every address.
+    pub listen: Listen,
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        Self { listen: Listen::any(8080) }
+    }
+}
 
 /// A reason not to be ready or alive, or none.
 pub type Check = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
@@ -59,7 +78,8 @@ pub async fn serve(
     probes: ProbeSlot,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(SocketAddr, JoinHandle<()>), ListenError> {
-    let failed = |error: std::io::Error| ListenError { listen: listen.to_string(), reason: error.to_string() };
+    let failed =
+        |error: std::io::Error| ListenError { listen: listen.to_string(), reason: error.to_string() };
     let listener = TcpListener::bind(&*listen.candidates()).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     let router = Router::new()

@@ -140,7 +140,11 @@ mod tests {
         for (attempt, bound) in [200_u64, 400, 800, 1600].into_iter().chain([30_000; 4]).enumerate() {
             let attempt = if attempt < 4 { attempt } else { attempt + 4 };
             let bound = Duration::from_millis(bound);
-            assert!(longest[attempt] <= bound + Duration::from_micros(1), "{attempt}: {:?}", longest[attempt]);
+            assert!(
+                longest[attempt] <= bound + Duration::from_micros(1),
+                "{attempt}: {:?}",
+                longest[attempt]
+            );
             assert!(longest[attempt] > bound / 2, "{attempt}: {:?}", longest[attempt]);
             assert!(shortest[attempt] < bound / 10, "{attempt}: {:?}", shortest[attempt]);
         }

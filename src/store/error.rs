@@ -13,7 +13,9 @@ pub enum StoreError {
     #[error("postgres at {server} is unreachable: {reason}; check that it runs and postgres.url")]
     Unreachable { server: String, reason: String },
     /// It answered nothing in time; what it did meanwhile is unknown.
-    #[error("postgres at {server} gave no answer within {after_ms} ms; it is overloaded or the network is down")]
+    #[error(
+        "postgres at {server} gave no answer within {after_ms} ms; it is overloaded or the network is down"
+    )]
     TimedOut { server: String, after_ms: u64 },
     /// It answered with an error.
     #[error("postgres at {server} refused: {reason} (SQLSTATE {code}){}", remedy(code))]

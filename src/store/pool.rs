@@ -61,7 +61,8 @@ impl PostgresSettings {
         }
         // The parser's message may quote the address, and the address has the password.
         let invalid = || StoreError::Configuration {
-            reason: "postgres.url is no address of the form postgres://user:password@host:port/database".to_owned(),
+            reason: "postgres.url is no address of the form postgres://user:password@host:port/database"
+                .to_owned(),
         };
         let options = PgConnectOptions::from_str(self.url.expose()).map_err(|_| invalid())?;
         let options = match &self.tls_ca_file {

@@ -253,8 +253,11 @@ async fn mark_removed(
     transaction: &mut Transaction<'_, Postgres>,
     rows: &[&ScoreRow],
 ) -> Result<(), sqlx::Error> {
-    let removals: Vec<&ScoreRow> =
-        rows.iter().copied().filter(|row| row.status == ItemStatus::Deleted && row.object.is_some()).collect();
+    let removals: Vec<&ScoreRow> = rows
+        .iter()
+        .copied()
+        .filter(|row| row.status == ItemStatus::Deleted && row.object.is_some())
+        .collect();
     if removals.is_empty() {
         return Ok(());
     }
@@ -295,7 +298,8 @@ async fn select(
 ) -> Result<HashMap<ScoreId, StoredScore>, sqlx::Error> {
     let statement = format!("SELECT {} FROM scores WHERE id = ANY($1)", StoredScore::COLUMNS);
     let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
-    let rows = sqlx::query(AssertSqlSafe(statement)).persistent(false).bind(ids).fetch_all(&mut **transaction);
+    let rows =
+        sqlx::query(AssertSqlSafe(statement)).persistent(false).bind(ids).fetch_all(&mut **transaction);
     rows.await?.iter().map(|row| StoredScore::read(row).map(|stored| (stored.row.id, stored))).collect()
 }
 

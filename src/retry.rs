@@ -95,9 +95,9 @@ pub struct GaveUp<E> {
 
 /// Runs `operation` until it succeeds, fails with an error that `classify` calls neither passing
 /// nor environmental, or the deadline of `settings` is over.
-pub async fn retry<T, E>(
+pub async fn retry<T, E, F: Future<Output = Result<T, E>>>(
     settings: &RetrySettings,
-    mut operation: impl AsyncFnMut() -> Result<T, E>,
+    mut operation: impl FnMut() -> F,
     classify: impl Fn(&E) -> Disposition,
 ) -> Result<T, GaveUp<E>> {
     let mut backoff = settings.backoff();
@@ -155,9 +155,9 @@ mod tests {
         let mut attempts = 0;
         let result: Result<i32, GaveUp<&str>> = retry(
             &quick(10_000),
-            async || {
+            || {
                 attempts += 1;
-                if attempts < 4 { Err("busy") } else { Ok(attempts) }
+                std::future::ready(if attempts < 4 { Err("busy") } else { Ok(attempts) })
             },
             |_| Disposition::Retry,
         )

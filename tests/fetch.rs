@@ -173,6 +173,9 @@ async fn what_is_not_there_is_gone_after_its_grace() {
     );
     assert!(error.to_string().contains("nothing.jpg"), "{error}");
 
+    let nameless = fetcher.fetch(&ObjectRef::new(s3.bucket(), ""), LIMIT).await.unwrap_err();
+    assert!(matches!(nameless, FetchError::Missing { .. }), "{nameless}");
+
     let grace = Duration::from_millis(400);
     let mut settings = settings(s3.endpoint(), s3.access_key(), s3.secret_key());
     settings.missing_grace_ms = 400;
@@ -188,13 +191,10 @@ async fn what_is_not_there_is_gone_after_its_grace() {
 async fn an_object_that_appears_after_its_event_is_fetched() {
     let (s3, fetcher) = shared().await;
     let object = ObjectRef::new(s3.bucket(), "late.jpg");
-    let retry = quick();
-    let fetching = fetcher.fetch_with_retries(&object, LIMIT, &retry);
-    let uploading = async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        s3.put("late.jpg", "here").await.unwrap();
-    };
-    let (image, ()) = tokio::join!(fetching, uploading);
+    let fetching = tokio::spawn(async move { fetcher.fetch_with_retries(&object, LIMIT, &quick()).await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    s3.put("late.jpg", "here").await.unwrap();
+    let image = fetching.await.unwrap();
     assert_eq!(image.unwrap().bytes, "here");
 }
 

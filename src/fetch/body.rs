@@ -119,7 +119,7 @@ impl<'a> Download<'a> {
         if let (None, Some(expected), Some(etag)) = (&self.object.version_id, &self.object.etag, &etag)
             && expected != etag
         {
-            return Err(FetchError::Superseded { object: self.object.clone() });
+            return Err(FetchError::Superseded { object: self.object.to_string() });
         }
         if let Some(size) = total {
             self.check_limit(size)?;
@@ -217,7 +217,11 @@ impl<'a> Download<'a> {
 
     fn check_limit(&self, size: u64) -> Result<(), FetchError> {
         if size > self.max_bytes {
-            return Err(FetchError::TooLarge { object: self.object.clone(), size, limit: self.max_bytes });
+            return Err(FetchError::TooLarge {
+                object: self.object.to_string(),
+                size,
+                limit: self.max_bytes,
+            });
         }
         Ok(())
     }

@@ -14,7 +14,8 @@ pub(super) trait ServiceFault: ProvideErrorMetadata + Error + Send + Sync + 'sta
 
 impl<E: ProvideErrorMetadata + Error + Send + Sync + 'static> ServiceFault for E {}
 
-/// Why an object's bytes are not here. `target` is the object or bucket, and the server.
+/// Why an object's bytes are not here. `object` is `bucket/key`; `target` is
+/// an object or a bucket, and the server.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// The settings make no sense.
@@ -22,15 +23,15 @@ pub enum FetchError {
     Configuration { reason: String },
     /// There is no such object or version.
     #[error("{object}: the object does not exist (any more); upload it again to have it scored")]
-    Missing { object: ObjectRef },
+    Missing { object: String },
     /// The object was overwritten after the event; the newer upload has an event of its own.
     #[error("{object}: superseded, the object was overwritten after this event; nothing to do")]
-    Superseded { object: ObjectRef },
+    Superseded { object: String },
     /// The object is larger than the configured limit.
     #[error(
         "{object}: {size} bytes are more than the limit of {limit}; upload a smaller file or raise image.max_bytes"
     )]
-    TooLarge { object: ObjectRef, size: u64, limit: u64 },
+    TooLarge { object: String, size: u64, limit: u64 },
     /// The server wants other rights, another bucket or another clock.
     #[error("{target}: refused with {code} (HTTP {status}): {message}; check credentials, policy and region")]
     Denied { target: String, status: u16, code: String, message: String },
@@ -116,11 +117,15 @@ impl FetchError {
                 // 405 is what a version id gives that names a delete marker; a version id of a
                 // form that the server never issues, or a key too long for it, cannot exist.
                 (404 | 405, _) | (400, Some("InvalidArgument" | "NoSuchVersion" | "KeyTooLongError")) => {
-                    return Self::Missing { object: object.clone() };
+                    return Self::Missing { object: object.to_string() };
                 }
-                (412, _) => return Self::Superseded { object: object.clone() },
+                (412, _) => return Self::Superseded { object: object.to_string() },
                 _ => {}
             }
+        }
+        // The SDK refuses to ask for an object without a name.
+        if object.key.is_empty() {
+            return Self::Missing { object: object.to_string() };
         }
         Self::from_sdk(error, server, &object.to_string())
     }
@@ -158,7 +163,9 @@ fn causes<E: ServiceFault>(error: &Sdk<E>) -> String {
         }
         source = cause.source();
     }
-    if parts.len() == 1 { DisplayErrorContext(error).to_string() } else { parts.join(": ") }
+    let chain = if parts.len() == 1 { DisplayErrorContext(error).to_string() } else { parts.join(": ") };
+    // The credential chain lists its attempts on lines of their own.
+    chain.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -183,7 +190,7 @@ mod tests {
 
     #[test]
     fn an_end_without_a_score_says_which() {
-        let object = ObjectRef::new("b", "k");
+        let object = "b/k".to_owned();
         let missing = FetchError::Missing { object: object.clone() };
         assert_eq!(
             (missing.status(), missing.item_error().code),

@@ -173,7 +173,7 @@ impl Fetcher {
         if let Some(size) = object.size
             && size > max_bytes
         {
-            return Err(FetchError::TooLarge { object: object.clone(), size, limit: max_bytes });
+            return Err(FetchError::TooLarge { object: object.to_string(), size, limit: max_bytes });
         }
         // The semaphore is never closed; if it were, one request too many would do no harm.
         let _permit = self.permits.acquire().await.ok();
@@ -194,7 +194,7 @@ impl Fetcher {
             FetchError::Missing { .. } if started.elapsed() < grace => crate::fault::Disposition::Retry,
             other => other.disposition(),
         };
-        retry(settings, async || self.fetch(object, max_bytes).await, classify).await
+        retry(settings, || self.fetch(object, max_bytes), classify).await
     }
 
     /// The objects of `bucket` whose key begins with `prefix`, in key order, with ETag and size.

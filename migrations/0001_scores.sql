@@ -35,3 +35,6 @@ CREATE INDEX scores_by_score ON scores (score);
 
 -- "Latest by key", and the rows that a removal marks.
 CREATE INDEX scores_by_object ON scores (bucket, object_key, model, sequencer DESC NULLS LAST);
+
+-- Removals, which a row that arrives late is held against.
+CREATE INDEX scores_tombstones ON scores (bucket, object_key) WHERE status = 'deleted';

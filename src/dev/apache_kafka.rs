@@ -34,7 +34,7 @@ pub struct ApacheKafka {
 }
 
 impl ApacheKafka {
-    /// Where `make kafka` lays the jars out.
+    /// Where `make setup` lays the jars out.
     pub fn default_libraries() -> PathBuf {
         let in_sources = Path::new(env!("CARGO_MANIFEST_DIR")).join(".deps/kafka/libs");
         if in_sources.is_dir() { in_sources } else { PathBuf::from(".deps/kafka/libs") }
@@ -49,7 +49,7 @@ impl ApacheKafka {
             return Err(DevError::Absent {
                 part: PART,
                 what: "its jars in .deps/kafka/libs",
-                remedy: "run `make kafka` where Maven Central can be reached",
+                remedy: "run `make setup` where Maven Central can be reached",
             });
         }
         let folder = scratch::folder("kafka")?;
@@ -177,7 +177,7 @@ fn format_storage(libraries: &Path, folder: &Path) -> Result<(), DevError> {
         std::io::ErrorKind::NotFound => DevError::Absent {
             part: PART,
             what: "java",
-            remedy: "run `make kafka`, or install a Java 17 runtime such as openjdk-17-jre-headless",
+            remedy: "run `make setup`, or install a Java 17 runtime such as openjdk-17-jre-headless",
         },
         _ => DevError::io(PART, error),
     })?;

@@ -76,10 +76,7 @@ impl S3Server {
             .enable_all()
             .build()
             .map_err(|error| DevError::io(PART, error))?;
-        let listener = runtime
-            .block_on(TcpListener::bind(("127.0.0.1", 0)))
-            .map_err(|error| DevError::io(PART, error))?;
-        let address = listener.local_addr().map_err(|error| DevError::io(PART, error))?;
+        let (listener, address) = listen(&runtime).map_err(|error| DevError::io(PART, error))?;
         let rule: Arc<RwLock<Option<Box<FaultRule>>>> = Arc::default();
         runtime.spawn(accept(listener, service, Arc::clone(&rule)));
         Ok(Self { root, address, rule, runtime: Some(runtime) })
@@ -122,6 +119,15 @@ impl Drop for S3Server {
     }
 }
 
+/// Without `block_on`, which must not be called inside another runtime.
+fn listen(runtime: &Runtime) -> io::Result<(TcpListener, SocketAddr)> {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
+    listener.set_nonblocking(true)?;
+    let address = listener.local_addr()?;
+    let _context = runtime.enter();
+    Ok((TcpListener::from_std(listener)?, address))
+}
+
 async fn accept(listener: TcpListener, service: S3Service, rule: Arc<RwLock<Option<Box<FaultRule>>>>) {
     loop {
         let Ok((socket, _)) = listener.accept().await else {
@@ -159,16 +165,18 @@ async fn serve(
             tokio::time::sleep(delay).await;
             service.call(request).await
         }
-        Some(Fault::Cut { after }) => damage(service.call(request).await?, |content| {
-            Some(broken(content.slice(..after.min(content.len()))))
-        }),
-        Some(Fault::Stall { after }) => damage(service.call(request).await?, |content| {
-            Some(stalled(content.slice(..after.min(content.len()))))
-        }),
+        Some(Fault::Cut { after }) => {
+            damage(service.call(request).await?, |content| broken(content.slice(..after.min(content.len()))))
+                .await
+        }
+        Some(Fault::Stall { after }) => {
+            damage(service.call(request).await?, |content| stalled(content.slice(..after.min(content.len()))))
+                .await
+        }
         Some(Fault::Shorten { to }) => {
             let mut response = service.call(request).await?;
             response.headers_mut().remove(header::CONTENT_LENGTH);
-            damage(response, |content| Some(Body::from(content.slice(..to.min(content.len())))))
+            damage(response, |content| Body::from(content.slice(..to.min(content.len())))).await
         }
     }
 }
@@ -183,16 +191,13 @@ fn refusal(status: u16, code: &str) -> Result<Response<Body>, HttpError> {
         .map_err(|error| HttpError::new(Box::new(error)))
 }
 
-/// Replaces the body of a served object; errors, whose bodies are streams, stay as they are.
-fn damage(
+/// Replaces the body and leaves the headers, and with them the announced length, as they are.
+async fn damage(
     mut response: Response<Body>,
-    replace: impl FnOnce(Bytes) -> Option<Body>,
+    replace: impl FnOnce(Bytes) -> Body,
 ) -> Result<Response<Body>, HttpError> {
-    if let Some(content) = response.body_mut().take_bytes()
-        && let Some(body) = replace(content)
-    {
-        *response.body_mut() = body;
-    }
+    let content = response.body_mut().store_all_limited(usize::MAX).await.map_err(HttpError::new)?;
+    *response.body_mut() = replace(content);
     Ok(response)
 }
 

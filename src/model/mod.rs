@@ -3,6 +3,7 @@
 //! Tensors live in this module and nowhere else.
 
 pub mod attention;
+pub mod checkpoint;
 pub mod config;
 pub mod decode;
 pub mod device;

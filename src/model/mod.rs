@@ -18,3 +18,5 @@ pub mod rope;
 pub mod score_head;
 pub mod scorer;
 pub mod settings;
+#[cfg(test)]
+mod synthetic;

@@ -104,3 +104,6 @@ impl Family for MplugOwl2 {
         self.language.logits(hidden)
     }
 }
+
+#[cfg(test)]
+mod tests;

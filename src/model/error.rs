@@ -1,6 +1,8 @@
 //! Why a model can't be loaded.
 
-use super::{checkpoint::CheckpointError, device::Device};
+use super::{
+    checkpoint::CheckpointError, device::Device, prompt::PromptError, tokenizer::TokenizerError,
+};
 use crate::fault::Disposition;
 use tch::TchError;
 
@@ -13,6 +15,12 @@ pub enum ModelError {
     /// The checkpoint folder can't be used.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// Its tokenizer can't be used.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The prompt can't be used.
+    #[error(transparent)]
+    Prompt(#[from] PromptError),
     /// The folder holds a network of a kind that isn't built here.
     #[error("{checkpoint}: model_type `{model_type}` is unknown; use a checkpoint of type `mplug_owl2`")]
     UnknownFamily { checkpoint: String, model_type: String },

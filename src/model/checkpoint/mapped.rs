@@ -40,19 +40,19 @@ impl MappedFile {
         let element = kind.elt_size_in_bytes() as i64;
         let length = span(stored).and_then(|span| span.checked_mul(element)).ok_or_else(out_of_file)?;
         let bytes = self.bytes.f_narrow(0, offset, length)?;
-        let (storage, first) = if offset % element == 0 {
-            (bytes.f_view_dtype(kind)?, offset / element)
+        let source = if offset % element == 0 {
+            bytes.f_view_dtype(kind)?
         } else {
             let mut copy = bytes.f_empty_like()?;
             copy.f_copy_(&bytes)?;
-            (copy.f_view_dtype(kind)?, 0)
+            copy.f_view_dtype(kind)?
         };
-        // Set rather than viewed: autograd must see a tensor of its own, not one of many views of a
+        // The offset below counts from the source's own. Set rather than viewed: autograd must see a tensor of its own, not one of many views of a
         // map that share one version counter.
         let mut tensor = Tensor::f_empty([0], (kind, Device::Cpu))?;
         let contiguous = contiguous_strides(&stored.shape);
         let strides = stored.strides.as_deref().unwrap_or(&contiguous);
-        let tensor = tensor.f_set_source_tensor_storage_offset_(&storage, first, &stored.shape[..], strides)?;
+        let tensor = tensor.f_set_source_tensor_storage_offset_(&source, 0, &stored.shape[..], strides)?;
         tensor.f_contiguous()
     }
 }

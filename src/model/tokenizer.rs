@@ -29,6 +29,7 @@ pub struct Tokenizer {
     bos: u32,
     eos: u32,
     unknown: u32,
+    pad: Option<u32>,
     add_bos: bool,
     add_eos: bool,
     /// What SentencePiece writes for the unknown piece.
@@ -122,6 +123,7 @@ impl Tokenizer {
         let bos = required(&special.bos, "begin-of-sequence")?;
         let eos = required(&special.eos, "end-of-sequence")?;
 
+        let pad = special.pad.as_deref().and_then(id_of);
         let special_ids = special.texts.keys().filter_map(|text| id_of(text)).collect();
         let mut splits: Vec<SplitToken> = Vec::new();
         for text in special.texts.keys().chain(added.keys()).filter(|text| !text.is_empty()) {
@@ -142,6 +144,7 @@ impl Tokenizer {
             bos,
             eos,
             unknown,
+            pad,
             add_bos: special.add_bos,
             add_eos: special.add_eos,
             unknown_surface: trainer.unk_surface().to_owned(),
@@ -168,6 +171,17 @@ impl Tokenizer {
 
     pub fn eos(&self) -> u32 {
         self.eos
+    }
+
+    /// The id of the unknown piece.
+    pub fn unknown(&self) -> u32 {
+        self.unknown
+    }
+
+    /// The padding token that the tokenizer's files name; generation pads with the one that the
+    /// model's configuration names.
+    pub fn pad(&self) -> Option<u32> {
+        self.pad
     }
 
     /// The id of exactly this token.
@@ -328,11 +342,6 @@ impl Tokenizer {
         segments.push(Segment::Text(if strip_next { last.trim_start_matches(is_python_space) } else { last }));
         segments
     }
-
-    /// The id of the unknown piece.
-    pub fn unknown(&self) -> u32 {
-        self.unknown
-    }
 }
 
 enum Segment<'a> {
@@ -386,6 +395,7 @@ fn read_added_tokens(folder: &Path) -> Result<BTreeMap<String, u32>, ConfigError
 struct SpecialTokens {
     bos: Option<String>,
     eos: Option<String>,
+    pad: Option<String>,
     /// Each special token and whether it takes the white space around it.
     texts: BTreeMap<String, bool>,
     add_bos: bool,
@@ -442,6 +452,7 @@ impl SpecialTokens {
         Ok(Self {
             bos: of_role.remove("bos_token"),
             eos: of_role.remove("eos_token"),
+            pad: of_role.remove("pad_token"),
             texts,
             add_bos: config_fields.flag("add_bos_token", true)?,
             add_eos: config_fields.flag("add_eos_token", false)?,

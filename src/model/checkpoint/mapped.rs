@@ -23,13 +23,14 @@ impl MappedFile {
         })?;
         let length = i64::try_from(file.bytes)
             .map_err(|_| CheckpointError::corrupt(path, "the file is larger than any checkpoint"))?;
-        let bytes = Tensor::f_from_file(name, false, length, (Kind::Uint8, Device::Cpu)).map_err(|source| {
-            CheckpointError::layout(
-                path,
-                format!("can't be mapped into memory ({})", first_line(&source)),
-                "check that the file is readable and that `ulimit -v` leaves room for it",
-            )
-        })?;
+        let bytes =
+            Tensor::f_from_file(name, false, length, (Kind::Uint8, Device::Cpu)).map_err(|source| {
+                CheckpointError::layout(
+                    path,
+                    format!("can't be mapped into memory ({})", first_line(&source)),
+                    "check that the file is readable and that `ulimit -v` leaves room for it",
+                )
+            })?;
         Ok(Self { bytes })
     }
 
@@ -47,8 +48,8 @@ impl MappedFile {
             copy.f_copy_(&bytes)?;
             copy.f_view_dtype(kind)?
         };
-        // The offset below counts from the source's own. Set rather than viewed: autograd must see a tensor of its own, not one of many views of a
-        // map that share one version counter.
+        // Set rather than viewed: autograd must see a tensor of its own, not one of many views of a map
+        // that share one version counter. The offset counts from where the source starts.
         let mut tensor = Tensor::f_empty([0], (kind, Device::Cpu))?;
         let contiguous = contiguous_strides(&stored.shape);
         let strides = stored.strides.as_deref().unwrap_or(&contiguous);

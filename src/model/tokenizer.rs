@@ -60,7 +60,9 @@ pub enum TokenizerError {
     Config(#[from] ConfigError),
     #[error("{}: {problem}; fetch the file of the checkpoint's own tokenizer", .path.display())]
     Model { path: PathBuf, problem: String },
-    #[error("token id {id} is outside the tokenizer's {size} tokens; tokenizer and weights must be of the same checkpoint")]
+    #[error(
+        "token id {id} is outside the tokenizer's {size} tokens; tokenizer and weights must be of the same checkpoint"
+    )]
     UnknownId { id: u32, size: usize },
     #[error("the text can't be tokenized ({0}); shorten or change it")]
     Text(String),
@@ -339,7 +341,11 @@ impl Tokenizer {
             start = position;
         }
         let last = &text[start..];
-        segments.push(Segment::Text(if strip_next { last.trim_start_matches(is_python_space) } else { last }));
+        segments.push(Segment::Text(if strip_next {
+            last.trim_start_matches(is_python_space)
+        } else {
+            last
+        }));
         segments
     }
 }
@@ -414,7 +420,9 @@ impl SpecialTokens {
         let map_fields = Fields::new(&map_file, "", &map);
         let config_fields = Fields::new(&config_file, "", &config);
         if !config_fields.flag("legacy", true)? {
-            return Err(config_fields.error("legacy", "is false, but only the legacy rules are followed here"));
+            return Err(
+                config_fields.error("legacy", "is false, but only the legacy rules are followed here")
+            );
         }
 
         let mut texts = BTreeMap::new();

@@ -28,11 +28,7 @@ fn golden_checkpoints_hold_the_same_tensors() {
         folders.iter().find(|(path, _)| is_f32(path)).expect("a golden set has a float32 checkpoint");
     for (path, found) in &folders {
         let name = file_name(path);
-        assert!(
-            found.keys().eq(expected.keys()),
-            "{name}: other tensors than in {}",
-            file_name(reference)
-        );
+        assert!(found.keys().eq(expected.keys()), "{name}: other tensors than in {}", file_name(reference));
         for (tensor_name, (role, tensor)) in found {
             let full = &expected[tensor_name].1;
             let stated = match stated_dtype(path).as_str() {

@@ -8,7 +8,7 @@ use super::{
     mplug_owl2::MplugOwl2,
     parameters::Parameters,
     prompt::PromptTokens,
-    score_head::{ScoreHead, fill_scores},
+    score_head::{SCORE_TOKEN, ScoreHead, fill_scores},
     settings::{ModelSettings, PromptChoice},
     tokenizer::Tokenizer,
 };
@@ -137,13 +137,19 @@ impl TorchScorer {
             ItemError::new(ErrorCode::NoScoreToken, Stage::Infer, message)
         };
         let tokens: Vec<u32> = generated.tokens.iter().filter_map(|&token| u32::try_from(token).ok()).collect();
-        let text = self.tokenizer.decode(&tokens, true);
-        let text = text.map_err(|error| no_score(format!("the answer is no text ({error})")))?;
-        if generated.score_logits.is_empty() {
-            return Err(no_score(format!("the answer holds no score: `{}`", text.trim())));
-        }
+        let decode = |tokens: &[u32]| {
+            let text = self.tokenizer.decode(tokens, true);
+            text.map_err(|error| no_score(format!("the answer is no text ({error})")))
+        };
+        let Some(first) = tokens.iter().position(|&token| i64::from(token) == self.head.score_id()) else {
+            return Err(no_score(format!("the answer holds no score: `{}`", decode(&tokens)?.trim())));
+        };
         let scores = generated.score_logits.iter().map(|logits| self.head.value(logits));
         let scores = scores.collect::<Option<Vec<_>>>().ok_or_else(broken)?;
+        // The reference joins what stands before the first score and what stands after it with
+        // spaces, even where nothing stands before it.
+        let (before, after) = (decode(&tokens[..first])?, decode(&tokens[first + 1..])?);
+        let text = format!("{before} {SCORE_TOKEN} {after}");
         Ok(Answer {
             text: fill_scores(&text, &scores, self.precision),
             scores,

@@ -36,7 +36,7 @@ fn compare_steps(file: &str, kind: Kind, tolerance: Tolerance) {
             if rows.len() as i64 == golden.size()[0] {
                 break;
             }
-            rows.push(step(&model, chosen, &mut cache));
+            rows.push(step(&model, &[chosen], &mut cache));
         }
         assert_close(file, &name, &golden, &Tensor::cat(&rows, 0), tolerance);
     }
@@ -44,20 +44,20 @@ fn compare_steps(file: &str, kind: Kind, tolerance: Tolerance) {
 
 #[test]
 fn golden_prefill_logits_f32() {
-    compare_prefill("prefill_logits_f32.safetensors", Kind::Float, Tolerance::Absolute(1e-4));
+    compare_prefill("prefill_logits_f32.safetensors", Kind::Float, Tolerance::F32);
 }
 
 #[test]
 fn golden_prefill_logits_bf16() {
-    compare_prefill("prefill_logits_bf16.safetensors", Kind::BFloat16, Tolerance::Bf16Units(2.0));
+    compare_prefill("prefill_logits_bf16.safetensors", Kind::BFloat16, Tolerance::BF16);
 }
 
 #[test]
 fn golden_decode_logits_f32() {
-    compare_steps("decode_logits_f32.safetensors", Kind::Float, Tolerance::Absolute(1e-4));
+    compare_steps("decode_logits_f32.safetensors", Kind::Float, Tolerance::F32);
 }
 
 #[test]
 fn golden_decode_logits_bf16() {
-    compare_steps("decode_logits_bf16.safetensors", Kind::BFloat16, Tolerance::Bf16Units(2.0));
+    compare_steps("decode_logits_bf16.safetensors", Kind::BFloat16, Tolerance::BF16);
 }

@@ -4,6 +4,10 @@
 //! set is fixed here: dimensions, prompts, ranges, names and counts all come from its files.
 
 mod checkpoints;
+mod generate;
+mod language;
+mod network;
 mod prompts;
 mod support;
 mod tokenizer;
+mod vision;

@@ -29,10 +29,11 @@ pub fn pixels(all: &BTreeMap<String, Tensor>, stem: &str) -> Tensor {
 /// The embeddings of one of `prompts.json`'s prompts with a picture put in, `[1, positions, hidden]`,
 /// and the picture's range.
 pub fn embed(model: &MplugOwl2, prompt: &str, pixels: &Tensor) -> (Tensor, Range<i64>) {
-    let prompts = support::json("prompts.json");
+    let prompts: serde_json::Value = support::json("prompts.json");
     let ids: Vec<i64> = serde_json::from_value(prompts[prompt]["input_ids"].clone())
         .unwrap_or_else(|error| panic!("prompts.json: {prompt}: {error}"));
-    let place = ids.iter().position(|&id| id == IMAGE).expect("prompts.json: a prompt has no image");
+    let place = ids.iter().position(|&id| id == IMAGE);
+    let place = place.unwrap_or_else(|| panic!("prompts.json: {prompt} has no image"));
     let text = |ids: &[i64]| model.embed(&Tensor::from_slice(ids).view([1, -1])).unwrap();
     let image = model.encode_images(pixels).unwrap();
     let range = place as i64..place as i64 + image.size()[1];
@@ -45,9 +46,9 @@ pub fn logits(model: &MplugOwl2, embeddings: &Tensor, image: Range<i64>, cache: 
     model.logits(&hidden).unwrap().squeeze_dim(0)
 }
 
-/// The next pass over one chosen token.
-pub fn step(model: &MplugOwl2, token: i64, cache: &mut KvCache) -> Tensor {
-    let embeddings = model.embed(&Tensor::from_slice(&[token]).view([1, 1])).unwrap();
+/// Logits of the next positions, given the tokens on them.
+pub fn step(model: &MplugOwl2, tokens: &[i64], cache: &mut KvCache) -> Tensor {
+    let embeddings = model.embed(&Tensor::from_slice(tokens).view([1, -1])).unwrap();
     logits(model, &embeddings, 0..0, cache)
 }
 
@@ -56,35 +57,29 @@ pub fn step(model: &MplugOwl2, token: i64, cache: &mut KvCache) -> Tensor {
 pub enum Tolerance {
     /// An absolute difference.
     Absolute(f64),
-    /// Units in the last place of bf16 (8 significant bits) at the tensor's largest value. Two right
-    /// implementations round after different sums, and each such rounding moves a value by up to half
-    /// a unit of its own scale.
-    Bf16Units(f64),
+    /// Units in the last place of a type of so many significant bits, at the largest value of the
+    /// golden tensor. Two right implementations add up in another order and round sums of that size
+    /// by half a unit each, layer after layer; one to two units is what is seen between them.
+    Units { bits: i32, units: f64 },
 }
 
 impl Tolerance {
-    fn of(self, golden: &Tensor) -> f64 {
+    pub const F32: Self = Self::Absolute(1e-4);
+    pub const BF16: Self = Self::Units { bits: 8, units: 3.0 };
+    pub const F16: Self = Self::Units { bits: 11, units: 3.0 };
+
+    /// The allowed difference where the largest golden value is `largest`.
+    pub fn at(self, largest: f64) -> f64 {
         match self {
             Self::Absolute(limit) => limit,
-            Self::Bf16Units(units) => {
-                let largest = golden.to_kind(Kind::Double).abs().max().double_value(&[]);
-                units * 2_f64.powf(largest.log2().floor() - 7.0)
-            }
+            Self::Units { bits, units } => units * 2_f64.powf(largest.abs().log2().floor() + 1.0 - f64::from(bits)),
         }
     }
 }
 
-/// # Panics
-/// Naming file and tensor, where shape or type differ or a value lies further off than allowed.
+/// As [`support::assert_close`], and of one type.
 pub fn assert_close(file: &str, name: &str, golden: &Tensor, ours: &Tensor, tolerance: Tolerance) {
-    assert_eq!(golden.size(), ours.size(), "{file}: {name}: shape");
     assert_eq!(golden.kind(), ours.kind(), "{file}: {name}: type");
-    let difference = (golden.to_kind(Kind::Double) - ours.to_kind(Kind::Double)).abs().max().double_value(&[]);
-    let limit = tolerance.of(golden);
-    if std::env::var_os("GOLDEN_PRINT").is_some() {
-        let unit = Tolerance::Bf16Units(1.0).of(golden);
-        eprintln!("{file} {name} {difference:.3e} {:.2}u", difference / unit);
-    }
-    // Not `>`: a NaN must fail too.
-    assert!(difference <= limit, "{file}: {name}: differs by {difference:e}, more than {limit:e}");
+    let largest = golden.to_kind(Kind::Double).abs().max().double_value(&[]);
+    support::assert_close(file, name, ours, golden, tolerance.at(largest));
 }

@@ -113,18 +113,6 @@ impl<'a> Fields<'a> {
     pub fn optional_text(&self, name: &str) -> Result<Option<&'a str>, ConfigError> {
         self.convert(name, "a text", Value::as_str)
     }
-
-    /// `length` finite numbers.
-    pub fn numbers<const LENGTH: usize>(&self, name: &str) -> Result<Option<[f64; LENGTH]>, ConfigError> {
-        self.convert(name, &format!("a list of {LENGTH} finite numbers"), |value| {
-            let list: Option<Vec<f64>> = value
-                .as_array()?
-                .iter()
-                .map(|number| number.as_f64().filter(|number| number.is_finite()))
-                .collect();
-            list?.try_into().ok()
-        })
-    }
 }
 
 /// A value as it stands in the file, cut where it is long.

@@ -9,11 +9,8 @@ use super::{
     pickle_writer::{self, TensorToPickle},
     safetensors as safetensors_file,
 };
-use crate::model::fields::read_object;
-use safetensors::{
-    Dtype,
-    tensor::{Metadata, TensorInfo},
-};
+use crate::model::{device::Dtype, fields::read_object};
+use safetensors::tensor::{Dtype as FileDtype, Metadata, TensorInfo};
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, HashMap},
@@ -24,15 +21,21 @@ use std::{
 use tch::{Kind, TchError, Tensor};
 use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
 
-/// How the copy is to be written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ConvertOptions {
+/// Which checkpoint to copy, and how the copy is to be written.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ConvertArgs {
+    /// Checkpoint folder to read
+    pub from: PathBuf,
+    /// New folder to write
+    pub to: PathBuf,
+    /// Format of the weight files
+    #[arg(long, value_enum, default_value_t = Format::Safetensors)]
     pub format: Format,
-    /// The type of all weights ([`Kind::Float`], [`Kind::Half`] or [`Kind::BFloat16`]); `None` keeps
-    /// each as it is. Buffers always stay as they are.
-    pub kind: Option<Kind>,
-    /// Where a weight file would grow beyond this, another is begun; `None` writes one file. A tensor
-    /// is never split, so that a file can still be larger.
+    /// Type of the weights: auto (as each is stored), f32, bf16 or f16. Constants keep their own
+    #[arg(long, default_value_t = Dtype::Auto)]
+    pub dtype: Dtype,
+    /// Begin another weight file where one would grow beyond this; without it there is one file
+    #[arg(long, value_name = "BYTES")]
     pub max_file_bytes: Option<u64>,
 }
 
@@ -44,7 +47,7 @@ pub struct Converted {
     pub weight_bytes: u64,
 }
 
-/// Writes the checkpoint in `from` to a new folder `to`, in Hugging Face layout, one tensor at a time.
+/// Writes the checkpoint in `args.from` to a new folder `args.to`, in Hugging Face layout, one tensor at a time.
 ///
 /// The folder appears whole or not at all. Settings and tokenizer files are copied; `config.json` gets
 /// the new `torch_dtype`.
@@ -52,23 +55,30 @@ pub struct Converted {
 /// # Errors
 /// [`CheckpointError`] when `from` is no sound checkpoint, `to` exists or can't be written, or a weight
 /// is too large for the new type.
-pub fn convert(from: &Path, to: &Path, options: ConvertOptions) -> Result<Converted, CheckpointError> {
-    let checkpoint = Checkpoint::open(from)?;
+pub fn convert(args: &ConvertArgs) -> Result<Converted, CheckpointError> {
+    let (to, format) = (&args.to, args.format);
+    let kind = match args.dtype {
+        Dtype::Auto => None,
+        Dtype::F32 => Some(Kind::Float),
+        Dtype::Bf16 => Some(Kind::BFloat16),
+        Dtype::F16 => Some(Kind::Half),
+    };
+    let checkpoint = Checkpoint::open(&args.from)?;
     if to.exists() {
         return Err(CheckpointError::layout(to, "exists already", "give a new folder to write to"));
     }
     let unfinished = Unfinished::create(to)?;
-    let files = plan(&checkpoint, options);
+    let files = plan(&checkpoint, kind, args.max_file_bytes);
     let mut weight_map = BTreeMap::new();
     let mut weight_bytes = 0;
     let mut weight_files = Vec::new();
     for (number, tensors) in (1..).zip(&files) {
         let name = match files.len() {
-            1 => options.format.single_name().to_owned(),
-            count => options.format.shard_name(number, count),
+            1 => format.single_name().to_owned(),
+            count => format.shard_name(number, count),
         };
         let path = unfinished.path.join(&name);
-        match options.format {
+        match format {
             Format::Safetensors => write_safetensors(&checkpoint, &path, tensors)?,
             Format::TorchZip => write_torch_zip(&checkpoint, &path, tensors)?,
         }
@@ -80,9 +90,9 @@ pub fn convert(from: &Path, to: &Path, options: ConvertOptions) -> Result<Conver
     }
     if files.len() > 1 {
         let index = json!({"metadata": {"total_size": weight_bytes}, "weight_map": weight_map});
-        write_json(&unfinished.path.join(options.format.index_name()), &index)?;
+        write_json(&unfinished.path.join(format.index_name()), &index)?;
     }
-    copy_settings(from, &unfinished.path, options.kind)?;
+    copy_settings(&args.from, &unfinished.path, kind)?;
     unfinished.finish(to)?;
     Ok(Converted { weight_files, weight_bytes })
 }
@@ -102,12 +112,12 @@ impl Planned {
 }
 
 /// The tensors of each weight file. Wider types come first within a file, so that all are aligned.
-fn plan(checkpoint: &Checkpoint, options: ConvertOptions) -> Vec<Vec<Planned>> {
+fn plan(checkpoint: &Checkpoint, kind: Option<Kind>, max_file_bytes: Option<u64>) -> Vec<Vec<Planned>> {
     let mut files: Vec<Vec<Planned>> = vec![Vec::new()];
     let mut size = 0;
     for (name, stored) in &checkpoint.index.tensors {
         let keeps = checkpoint.expected.get(name).is_none_or(|expected| expected.role == Role::Buffer);
-        let dtype = match options.kind.filter(|_| !keeps) {
+        let dtype = match kind.filter(|_| !keeps) {
             Some(Kind::Half) => StoredDtype::F16,
             Some(Kind::BFloat16) => StoredDtype::BF16,
             Some(_) => StoredDtype::F32,
@@ -117,7 +127,7 @@ fn plan(checkpoint: &Checkpoint, options: ConvertOptions) -> Vec<Vec<Planned>> {
         let Some(kind) = dtype.kind() else { continue };
         let tensor = Planned { name: name.clone(), shape: stored.shape.clone(), dtype, kind };
         let grown = size + tensor.bytes();
-        if size > 0 && options.max_file_bytes.is_some_and(|most| grown > most) {
+        if size > 0 && max_file_bytes.is_some_and(|most| grown > most) {
             files.push(Vec::new());
             size = 0;
         }
@@ -143,9 +153,9 @@ fn write_safetensors(
     for tensor in tensors {
         let end = start + tensor.bytes() as usize;
         let dtype = match tensor.dtype {
-            StoredDtype::F16 => Dtype::F16,
-            StoredDtype::BF16 => Dtype::BF16,
-            _ => Dtype::F32,
+            StoredDtype::F16 => FileDtype::F16,
+            StoredDtype::BF16 => FileDtype::BF16,
+            _ => FileDtype::F32,
         };
         let shape = tensor.shape.iter().map(|size| size.unsigned_abs() as usize).collect();
         infos.push((tensor.name.clone(), TensorInfo { dtype, shape, data_offsets: (start, end) }));

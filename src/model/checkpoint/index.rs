@@ -10,10 +10,12 @@ use std::{
 use tch::Kind;
 
 /// How weights are written to disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
+    /// model*.safetensors
     Safetensors,
-    /// The zip files of `torch.save`.
+    /// pytorch_model*.bin: the zip files of torch.save
+    #[value(name = "bin")]
     TorchZip,
 }
 

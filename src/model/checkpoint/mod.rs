@@ -17,7 +17,7 @@ mod safetensors;
 mod torch_zip;
 
 pub use check::Problem;
-pub use convert::{ConvertOptions, Converted, convert};
+pub use convert::{ConvertArgs, Converted, convert};
 pub use digest::{Digest, FileDigest};
 pub use error::{CheckpointError, TensorProblem};
 pub use expected::{ExpectedTensor, Role, expected_tensors};

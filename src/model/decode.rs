@@ -93,7 +93,8 @@ pub fn generate(
         return Ok(answers);
     }
     let mut cache = family.new_cache(rows, count + USUAL_ANSWER)?;
-    let mut hidden = family.forward(&Block { embeddings: prompts, image }, &mut cache)?.f_narrow(1, count - 1, 1)?;
+    let mut hidden =
+        family.forward(&Block { embeddings: prompts, image }, &mut cache)?.f_narrow(1, count - 1, 1)?;
     loop {
         let logits = family.logits(&hidden)?.f_squeeze_dim(1)?;
         let choices = choose(&logits)?;
@@ -199,7 +200,8 @@ mod tests {
             let rows = free.iter().map(|answer| answer.tokens.iter().position(|&other| other == token));
             rows.collect::<BTreeSet<_>>().len()
         };
-        let most_uneven = free.iter().flat_map(|answer| &answer.tokens[2..]).max_by_key(|&&token| ends(token));
+        let most_uneven =
+            free.iter().flat_map(|answer| &answer.tokens[2..]).max_by_key(|&&token| ends(token));
         GreedyOptions { end_tokens: vec![*most_uneven.unwrap()], score_token: free[1].tokens[1], ..options() }
     }
 
@@ -220,7 +222,8 @@ mod tests {
             for other in [&shuffled[position], &together[row as usize]] {
                 assert_eq!(alone[0].tokens, other.tokens);
                 assert_eq!(alone[0].forwards as usize, alone[0].tokens.len());
-                for (one, other) in alone[0].score_logits.iter().flatten().zip(other.score_logits.iter().flatten())
+                for (one, other) in
+                    alone[0].score_logits.iter().flatten().zip(other.score_logits.iter().flatten())
                 {
                     assert!((one - other).abs() < 1e-4);
                 }
@@ -234,7 +237,9 @@ mod tests {
         let model = network(config());
         let answers = run(&model, &pixels(2), &GreedyOptions { max_new_tokens: 40, ..options() });
         assert!(answers.iter().all(|answer| answer.tokens.len() == 40 && answer.forwards == 40));
-        assert!(run(&model, &pixels(1), &GreedyOptions { max_new_tokens: 0, ..options() })[0].tokens.is_empty());
+        assert!(
+            run(&model, &pixels(1), &GreedyOptions { max_new_tokens: 0, ..options() })[0].tokens.is_empty()
+        );
     }
 
     #[test]

@@ -1,8 +1,6 @@
 //! Why a model can't be loaded.
 
-use super::{
-    checkpoint::CheckpointError, device::Device, prompt::PromptError, tokenizer::TokenizerError,
-};
+use super::{checkpoint::CheckpointError, device::Device, prompt::PromptError, tokenizer::TokenizerError};
 use crate::fault::Disposition;
 use tch::TchError;
 

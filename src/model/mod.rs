@@ -19,6 +19,6 @@ pub mod rope;
 pub mod score_head;
 pub mod scorer;
 pub mod settings;
-pub mod tokenizer;
 #[cfg(test)]
 mod synthetic;
+pub mod tokenizer;

@@ -32,10 +32,13 @@ impl Parameters {
     pub fn load(checkpoint: &Checkpoint, kind: Kind, device: Device) -> Result<Self, ModelError> {
         let mut tensors = checkpoint.tensors()?;
         for (name, tensor) in &mut tensors {
-            let buffer = checkpoint.expected().get(name).is_some_and(|expected| expected.role == Role::Buffer);
+            let buffer =
+                checkpoint.expected().get(name).is_some_and(|expected| expected.role == Role::Buffer);
             let kind = if buffer { tensor.kind() } else { kind };
-            let ready = |tensor: &Tensor| -> Result<Tensor, TchError> { tensor.f_to_device(device)?.f_to_kind(kind) };
-            *tensor = ready(tensor).map_err(|source| ModelError::Torch { doing: "placing the weights", source })?;
+            let ready =
+                |tensor: &Tensor| -> Result<Tensor, TchError> { tensor.f_to_device(device)?.f_to_kind(kind) };
+            *tensor =
+                ready(tensor).map_err(|source| ModelError::Torch { doing: "placing the weights", source })?;
         }
         checkpoint.finish()?;
         Ok(Self { tensors })

@@ -101,7 +101,8 @@ mod tests {
 
     /// The placement of one more position in rows of the given lengths.
     fn at(lengths: &[i64]) -> Placement {
-        let shape = CacheShape { layers: 0, kv_heads: 1, head_dim: DIM, kind: Kind::Float, device: Device::Cpu };
+        let shape =
+            CacheShape { layers: 0, kv_heads: 1, head_dim: DIM, kind: Kind::Float, device: Device::Cpu };
         let mut cache = KvCache::new(shape, lengths.len() as i64, 64).unwrap();
         let block = cache.place(64).unwrap();
         cache.advance(&block);
@@ -119,9 +120,8 @@ mod tests {
     fn products_depend_on_the_distance_alone() {
         let (query, key) = (noise(&[1, 1, 1, DIM], 1), noise(&[1, 1, 1, DIM], 2));
         let rotary = rotary(None);
-        let product = |one, other| {
-            (turned(&rotary, &query, &[one]) * turned(&rotary, &key, &[other])).sum(Kind::Float)
-        };
+        let product =
+            |one, other| (turned(&rotary, &query, &[one]) * turned(&rotary, &key, &[other])).sum(Kind::Float);
         assert!(distance(&product(3, 1), &product(40, 38)) < 1e-5);
         assert!(distance(&product(3, 1), &product(40, 37)) > 1e-3);
     }

@@ -86,7 +86,15 @@ impl TorchScorer {
             bins: head.bins(),
             max_new_tokens: usize::try_from(room.min(MAX_NEW_TOKENS)).unwrap_or(1),
         };
-        Ok(Self { family, tokenizer, prompt: embedded, head, options, precision: settings.precision, version })
+        Ok(Self {
+            family,
+            tokenizer,
+            prompt: embedded,
+            head,
+            options,
+            precision: settings.precision,
+            version,
+        })
     }
 
     /// Greedy answers to images `[images, 3, edge, edge]`, before scores are read from them.
@@ -136,7 +144,8 @@ impl TorchScorer {
             let message = format!("{what}; use a ROC4MLLM checkpoint and a prompt that asks for a rating");
             ItemError::new(ErrorCode::NoScoreToken, Stage::Infer, message)
         };
-        let tokens: Vec<u32> = generated.tokens.iter().filter_map(|&token| u32::try_from(token).ok()).collect();
+        let tokens: Vec<u32> =
+            generated.tokens.iter().filter_map(|&token| u32::try_from(token).ok()).collect();
         let decode = |tokens: &[u32]| {
             let text = self.tokenizer.decode(tokens, true);
             text.map_err(|error| no_score(format!("the answer is no text ({error})")))
@@ -258,7 +267,10 @@ mod tests {
     #[test]
     fn too_little_memory_is_told_from_other_faults() {
         let too_much = Tensor::f_zeros([1 << 46], (Kind::Float, tch::Device::Cpu)).unwrap_err();
-        assert!(matches!(scorer_error(3, &too_much), ScorerError::OutOfMemory { batch: 3, .. }), "{too_much}");
+        assert!(
+            matches!(scorer_error(3, &too_much), ScorerError::OutOfMemory { batch: 3, .. }),
+            "{too_much}"
+        );
         let gpu = TchError::Torch("CUDA out of memory. Tried to allocate 2.00 GiB\nstack".into());
         assert!(matches!(scorer_error(1, &gpu), ScorerError::OutOfMemory { .. }));
         let lost = TchError::Torch("CUDA error: an illegal memory access was encountered".into());

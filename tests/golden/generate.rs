@@ -24,11 +24,7 @@ use roc4mllm::{
     score::Answer,
 };
 use serde::Deserialize;
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::Path,
-};
+use std::{collections::BTreeMap, fs, path::Path};
 use tch::{Kind, Tensor};
 
 #[derive(Deserialize)]
@@ -118,7 +114,14 @@ struct Suite {
 }
 
 impl Suite {
-    fn new(file: &'static str, dtype: Dtype, kind: Kind, score: f64, logit: Tolerance, own_softmax: f64) -> Self {
+    fn new(
+        file: &'static str,
+        dtype: Dtype,
+        kind: Kind,
+        score: f64,
+        logit: Tolerance,
+        own_softmax: f64,
+    ) -> Self {
         let golden: Golden = support::json(file);
         let name = file.trim_start_matches("generate_").trim_end_matches(".json");
         assert_eq!(golden.dtype, name, "{file}: dtype");
@@ -132,12 +135,12 @@ impl Suite {
         Self::new("generate_f32.json", Dtype::F32, Kind::Float, 1e-4, Tolerance::F32, 1e-5)
     }
 
-    fn scorer(&self, prompt: PromptChoice, checkpoint: &Path) -> TorchScorer {
+    fn scorer(&self, prompt: PromptChoice, checkpoint: &Path, precision: u8) -> TorchScorer {
         let settings = ModelSettings {
             checkpoint: checkpoint.to_str().unwrap().to_owned(),
             dtype: self.dtype,
             prompt,
-            precision: self.golden.precision,
+            precision,
             threads: self.golden.threads,
             ..ModelSettings::default()
         };
@@ -151,7 +154,7 @@ impl Suite {
             (PromptChoice::Assess, "assess", &self.golden.assess, &self.golden.batch_assess),
             (PromptChoice::Arch, "arch", &self.golden.arch, &self.golden.batch_arch),
         ] {
-            let mut scorer = self.scorer(prompt, &support::path("ckpt_safetensors"));
+            let mut scorer = self.scorer(prompt, &support::path("ckpt_safetensors"), self.golden.precision);
             for (stem, single) in singles {
                 let mut ours = self.score(&mut scorer, &[stem]);
                 let place = format!("{}: {name}/{stem}", self.file);
@@ -169,7 +172,11 @@ impl Suite {
         let place = format!("{}: batch_{name}", self.file);
         let stems: Vec<&String> = batch.images.iter().collect();
         let ours = self.score(scorer, &stems);
-        assert_eq!([batch.text.len(), batch.score.len(), batch.rows.len()], [stems.len(); 3], "{place}: rows");
+        assert_eq!(
+            [batch.text.len(), batch.score.len(), batch.rows.len()],
+            [stems.len(); 3],
+            "{place}: rows"
+        );
         let steps = ours.iter().map(|(generated, _)| generated.tokens.len()).max();
         assert_eq!(steps, Some(batch.steps), "{place}: steps");
         assert_eq!(self.config.special.pad, batch.pad_token_id_used, "{place}: pad_token_id_used");
@@ -179,7 +186,14 @@ impl Suite {
             let mut padded = generated.tokens.clone();
             padded.resize(batch.steps, batch.pad_token_id_used);
             assert_eq!(padded, golden.generated_ids, "{place}: ids");
-            self.compare_answer(&place, &generated, answer, &golden.scores, &batch.text[row], batch.score[row]);
+            self.compare_answer(
+                &place,
+                &generated,
+                answer,
+                &golden.scores,
+                &batch.text[row],
+                batch.score[row],
+            );
             let (margin, allowed) = self.margin(model, name, stems[row], &generated.tokens);
             // A row that ended early went on in the reference, over padding, and its smallest gap may
             // lie there.
@@ -190,7 +204,11 @@ impl Suite {
     }
 
     /// Scores pictures in one batch: what was generated, and the answers made of it.
-    fn score(&self, scorer: &mut TorchScorer, stems: &[&String]) -> Vec<(Generated, Result<Answer, ItemError>)> {
+    fn score(
+        &self,
+        scorer: &mut TorchScorer,
+        stems: &[&String],
+    ) -> Vec<(Generated, Result<Answer, ItemError>)> {
         let rows: Vec<Tensor> = stems.iter().map(|stem| pixels(&self.pictures, stem)).collect();
         let pool = SlotPool::new(stems.len(), scorer.image_size());
         let slots = rows.iter().map(|row| {
@@ -221,7 +239,11 @@ impl Suite {
             return;
         };
         let answer = answer.expect(place);
-        assert_eq!(answer.tokens.iter().map(|&id| i64::from(id)).collect::<Vec<_>>(), generated.tokens, "{place}");
+        assert_eq!(
+            answer.tokens.iter().map(|&id| i64::from(id)).collect::<Vec<_>>(),
+            generated.tokens,
+            "{place}"
+        );
         assert_eq!(answer.forwards as usize, answer.tokens.len(), "{place}: forwards");
 
         let score_id = self.config.score.as_ref().unwrap().score_id;
@@ -233,7 +255,8 @@ impl Suite {
             let place = format!("{place}: scores[{index}]");
             self.check_golden(&place, golden);
             self.assert_near(&format!("{place}.score"), answer.scores[index].score, golden.score, self.score);
-            let ours: Vec<f64> = generated.score_logits[index].iter().map(|&logit| f64::from(logit)).collect();
+            let ours: Vec<f64> =
+                generated.score_logits[index].iter().map(|&logit| f64::from(logit)).collect();
             let largest = golden.img_logits.iter().fold(0.0, |largest: f64, logit| largest.max(logit.abs()));
             let allowed = self.logit.at(largest);
             self.assert_all_near(&format!("{place}.img_logits"), &ours, &golden.img_logits, allowed);
@@ -258,7 +281,8 @@ impl Suite {
         }
         let width = (head.max_score - head.min_score) / (head.num_tokens - 1) as f64;
         let bins = golden.probs.iter().enumerate();
-        let score: f64 = bins.map(|(bin, probability)| probability * (head.min_score + width * bin as f64)).sum();
+        let score: f64 =
+            bins.map(|(bin, probability)| probability * (head.min_score + width * bin as f64)).sum();
         self.assert_near(&format!("{place}.score beside probs"), score, golden.score, 1e-5);
         let printed = rounded(golden.score, self.golden.precision);
         assert_eq!(printed.parse(), Ok(golden.rounded), "{place}.rounded");
@@ -297,7 +321,10 @@ impl Suite {
     }
 
     fn assert_near(&self, place: &str, ours: f64, golden: f64, tolerance: f64) {
-        assert!((ours - golden).abs() <= tolerance, "{place}: {ours}, golden {golden}, allowed {tolerance:e}");
+        assert!(
+            (ours - golden).abs() <= tolerance,
+            "{place}: {ours}, golden {golden}, allowed {tolerance:e}"
+        );
     }
 }
 
@@ -307,7 +334,8 @@ fn answer_template(place: &str, answer: &Answer, precision: u8) -> String {
     let mut rest = answer.text.as_str();
     for score in &answer.scores {
         let printed = rounded(score.score, precision);
-        let (before, after) = rest.split_once(&printed).unwrap_or_else(|| panic!("{place}: {rest:?} lacks {printed}"));
+        let (before, after) =
+            rest.split_once(&printed).unwrap_or_else(|| panic!("{place}: {rest:?} lacks {printed}"));
         template += before;
         template += SCORE_TOKEN;
         rest = after;
@@ -322,7 +350,8 @@ fn golden_generate_f32() {
 
 #[test]
 fn golden_generate_bf16() {
-    Suite::new("generate_bf16.json", Dtype::Bf16, Kind::BFloat16, 0.02, Tolerance::BF16, 2_f64.powi(-7)).run();
+    Suite::new("generate_bf16.json", Dtype::Bf16, Kind::BFloat16, 0.02, Tolerance::BF16, 2_f64.powi(-7))
+        .run();
 }
 
 #[test]
@@ -341,13 +370,7 @@ fn golden_precision_variants() {
         let place = format!("{file}: precision_variants/{precision}");
         assert_eq!(rounded(unrounded, precision), golden.repr, "{place}: repr");
         assert_eq!(golden.repr.parse(), Ok(golden.score), "{place}: score");
-        let settings = ModelSettings {
-            checkpoint: support::path("ckpt_safetensors").to_str().unwrap().to_owned(),
-            dtype: suite.dtype,
-            precision,
-            ..ModelSettings::default()
-        };
-        let mut scorer = TorchScorer::load(&settings, 1).unwrap();
+        let mut scorer = suite.scorer(PromptChoice::Assess, &support::path("ckpt_safetensors"), precision);
         let (_, answer) = suite.score(&mut scorer, &[stem]).remove(0);
         let answer = answer.expect(&place);
         suite.assert_near(&place, answer.score(), unrounded, suite.score);
@@ -374,11 +397,13 @@ fn golden_no_score_token() {
     fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
 
     // The note says which images: `images[0:2]`.
-    let range = golden.note.split_once("images[").and_then(|(_, rest)| rest.split_once(']')?.0.split_once(':'));
+    let range =
+        golden.note.split_once("images[").and_then(|(_, rest)| rest.split_once(']')?.0.split_once(':'));
     let range = range.and_then(|(start, end)| Some(start.parse().ok()?..end.parse::<usize>().ok()?));
     let range = range.unwrap_or_else(|| panic!("{place}: note names no images"));
     let stems: Vec<&String> = suite.golden.batch_assess.images[range].iter().collect();
-    let answers = suite.score(&mut suite.scorer(PromptChoice::Assess, folder.path()), &stems);
+    let mut scorer = suite.scorer(PromptChoice::Assess, folder.path(), suite.golden.precision);
+    let answers = suite.score(&mut scorer, &stems);
     assert_eq!([golden.text.len(), golden.score.len()], [answers.len(); 2], "{place}: rows");
     for (row, (_, answer)) in answers.into_iter().enumerate() {
         let error = answer.expect_err(&place);

@@ -72,7 +72,9 @@ impl Tolerance {
     pub fn at(self, largest: f64) -> f64 {
         match self {
             Self::Absolute(limit) => limit,
-            Self::Units { bits, units } => units * 2_f64.powf(largest.abs().log2().floor() + 1.0 - f64::from(bits)),
+            Self::Units { bits, units } => {
+                units * 2_f64.powf(largest.abs().log2().floor() + 1.0 - f64::from(bits))
+            }
         }
     }
 }

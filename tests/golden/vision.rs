@@ -83,7 +83,10 @@ fn activations(model: &MplugOwl2, pixels: &Tensor) -> BTreeMap<String, Tensor> {
     let mut cache = model.new_cache(1, embeddings.size()[1]).unwrap();
     let mut outputs = Vec::new();
     let block = Block { embeddings: &embeddings, image };
-    model.language().forward_observed(&block, &mut cache, |hidden| outputs.push(hidden.shallow_clone())).unwrap();
+    let _ = model
+        .language()
+        .forward_observed(&block, &mut cache, |hidden| outputs.push(hidden.shallow_clone()))
+        .unwrap();
     let normed = outputs.pop().unwrap();
     note("llama/final_norm".into(), &normed);
     for (layer, hidden) in outputs.iter().enumerate() {
@@ -103,7 +106,8 @@ fn golden_vision_without_stored_tables() {
     let stored = Parameters::load(&checkpoint, Kind::Float, Device::Cpu).unwrap();
     let tables = |name: &str| name.ends_with("_pos_embed") || name.ends_with("inv_freq");
     let without = stored.iter().filter(|(name, _)| !tables(name));
-    let without: BTreeMap<_, _> = without.map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect();
+    let without: BTreeMap<_, _> =
+        without.map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect();
     assert!(without.len() < stored.iter().count(), "ckpt_safetensors: holds no tables to leave out");
     let model = MplugOwl2::new(checkpoint.config().clone(), Parameters::new(without)).unwrap();
     let pictures = support::tensors("pixel_values.safetensors");

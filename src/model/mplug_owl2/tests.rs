@@ -11,7 +11,12 @@ use tch::Tensor;
 
 const HIDDEN: i64 = 32;
 
-fn forward(model: &MplugOwl2, cache: &mut KvCache, embeddings: &Tensor, image: std::ops::Range<i64>) -> Tensor {
+fn forward(
+    model: &MplugOwl2,
+    cache: &mut KvCache,
+    embeddings: &Tensor,
+    image: std::ops::Range<i64>,
+) -> Tensor {
     model.forward(&Block { embeddings, image }, cache).unwrap()
 }
 
@@ -53,7 +58,8 @@ fn grouped_heads_equal_repeated_heads() {
         .collect();
     let wide = MplugOwl2::new(wide, Parameters::new(repeated)).unwrap();
 
-    let (mut narrow_cache, mut wide_cache) = (grouped.new_cache(2, 16).unwrap(), wide.new_cache(2, 16).unwrap());
+    let (mut narrow_cache, mut wide_cache) =
+        (grouped.new_cache(2, 16).unwrap(), wide.new_cache(2, 16).unwrap());
     for (count, image) in [(7, 2..5), (1, 0..0), (3, 0..0)] {
         let block = noise(&[2, count, HIDDEN], count as u32);
         let narrow = forward(&grouped, &mut narrow_cache, &block, image.clone());
@@ -75,10 +81,7 @@ fn uneven_rows_equal_separate_runs() {
         for (row, length) in lengths.into_iter().enumerate() {
             cache.truncate(row, length);
         }
-        let together = [
-            forward(&model, &mut cache, &block, 1..3),
-            forward(&model, &mut cache, &step, 0..0),
-        ];
+        let together = [forward(&model, &mut cache, &block, 1..3), forward(&model, &mut cache, &step, 0..0)];
         assert_eq!(cache.lengths(), [8, 11, 6]);
 
         for (row, length) in lengths.into_iter().enumerate() {
@@ -121,7 +124,8 @@ fn rows_that_stay_are_not_changed_by_those_that_leave() {
     cache.truncate(2, 4);
     cache.keep_rows(&[2, 0]).unwrap();
     assert_eq!((cache.rows(), cache.lengths()), (2, &[4, 5][..]));
-    let kept = forward(&model, &mut cache, &Tensor::cat(&[step.narrow(0, 2, 1), step.narrow(0, 0, 1)], 0), 0..0);
+    let kept =
+        forward(&model, &mut cache, &Tensor::cat(&[step.narrow(0, 2, 1), step.narrow(0, 0, 1)], 0), 0..0);
 
     let mut cache = model.new_cache(3, 8).unwrap();
     let _ = forward(&model, &mut cache, &start, 1..3);

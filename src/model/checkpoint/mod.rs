@@ -140,7 +140,10 @@ impl Checkpoint {
             others: 0,
         };
         if stored.shape != shape {
-            return Err(fault(TensorProblem::Shape { expected: shape.to_vec(), found: stored.shape.clone() }));
+            return Err(fault(TensorProblem::Shape {
+                expected: shape.to_vec(),
+                found: stored.shape.clone(),
+            }));
         }
         let kind = stored
             .dtype
@@ -192,8 +195,7 @@ impl Checkpoint {
     pub fn finish(&self) -> Result<(), CheckpointError> {
         let used = self.used.borrow();
         let weight = |name: &str| self.expected.get(name).is_none_or(|tensor| tensor.role != Role::Buffer);
-        let mut unused =
-            self.index.tensors.iter().filter(|(name, _)| !used.contains(*name) && weight(name));
+        let mut unused = self.index.tensors.iter().filter(|(name, _)| !used.contains(*name) && weight(name));
         match unused.next() {
             None => Ok(()),
             Some((name, stored)) => Err(CheckpointError::Tensor {

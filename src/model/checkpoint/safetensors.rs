@@ -69,3 +69,65 @@ pub(super) fn read_table(path: &Path) -> Result<Vec<(String, StoredTensor)>, Che
     }
     Ok(tensors)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::{collection::vec, prelude::*};
+
+    fn read(bytes: &[u8]) -> Result<Vec<(String, StoredTensor)>, CheckpointError> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        read_table(file.path())
+    }
+
+    fn written(header: &str, data: &[u8]) -> Vec<u8> {
+        [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
+    }
+
+    const HEADER: &str = r#"{"__metadata__":{"format":"pt"},
+        "a":{"dtype":"BF16","shape":[3],"data_offsets":[0,6]},
+        "b":{"dtype":"F32","shape":[2,1],"data_offsets":[6,14]}}"#;
+
+    #[test]
+    fn offsets_count_from_the_start_of_the_file() {
+        let table = read(&written(HEADER, &[0; 14])).unwrap();
+        let start = LENGTH_PREFIX + HEADER.len() as u64;
+        assert_eq!(table[0].1.offset, start);
+        assert_eq!((table[1].1.offset, &table[1].1.shape[..]), (start + 6, &[2, 1][..]));
+    }
+
+    #[test]
+    fn damage_names_the_file() {
+        for bytes in [
+            &b"<html>"[..],
+            &b"<!DOCTYPE html><html>"[..],
+            &written(HEADER, &[0; 13]),
+            &written(HEADER, &[0; 15]),
+            &written(&HEADER.replace("[6,14]", "[7,15]"), &[0; 15]),
+            &written(&HEADER.replace("\"shape\":[3]", "\"shape\":[18446744073709551615]"), &[0; 14]),
+            &u64::MAX.to_le_bytes(),
+        ] {
+            let error = read(bytes).unwrap_err();
+            assert!(matches!(error, CheckpointError::Corrupt { .. }), "{error}");
+            assert!(error.to_string().contains("fetch it again"), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn random_and_damaged_files_never_panic(
+            place in any::<prop::sample::Index>(),
+            noise in vec(any::<u8>(), 0..40),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let mut bytes = written(HEADER, &[0; 14]);
+            let place = place.index(bytes.len());
+            for (byte, noise) in bytes[place..].iter_mut().zip(noise) {
+                *byte = noise;
+            }
+            bytes.truncate(cut.index(bytes.len() + 1));
+            let _ = read(&bytes);
+        }
+    }
+}

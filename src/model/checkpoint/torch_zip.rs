@@ -144,3 +144,83 @@ fn place(tensor: &PickledTensor, records: &HashMap<String, (u64, u64)>) -> Resul
     }
     Ok(stored)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{
+            index::WeightFile,
+            mapped::MappedFile,
+            pickle_writer::{TensorToPickle, write_tensors},
+        },
+        *,
+    };
+    use std::io::Write;
+    use tch::{Kind, Tensor};
+    use zip::{ZipWriter, write::SimpleFileOptions};
+
+    /// A file with one tensor over the storage 0, 1, 2, 3, 4, 5.
+    fn file(shape: &[i64], strides: &[i64], compression: CompressionMethod) -> tempfile::NamedTempFile {
+        let tensor = TensorToPickle { name: "w", dtype: &StoredDtype::F32, shape, strides };
+        let storage: Vec<u8> = (0..6_u8).flat_map(|value| f32::from(value).to_le_bytes()).collect();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut zip = ZipWriter::new(file.reopen().unwrap());
+        let options = SimpleFileOptions::default().compression_method(compression);
+        for (name, content) in [("a/data.pkl", write_tensors(&[tensor])), ("a/data/0", storage)] {
+            zip.start_file(name, options).unwrap();
+            zip.write_all(&content).unwrap();
+        }
+        zip.finish().unwrap();
+        file
+    }
+
+    #[test]
+    fn a_transposed_tensor_is_read_in_its_own_order() {
+        let file = file(&[3, 2], &[1, 3], CompressionMethod::Stored);
+        let table = read_table(file.path()).unwrap();
+        let bytes = file.as_file().metadata().unwrap().len();
+        let map = MappedFile::open(&WeightFile { path: file.path().to_owned(), bytes }).unwrap();
+        let tensor = map.tensor(&table[0].1, Kind::Float).unwrap();
+        let expected = Tensor::from_slice(&[0_f32, 3., 1., 4., 2., 5.]).view([3, 2]);
+        assert!(tensor.is_contiguous() && tensor.equal(&expected), "{tensor:?}");
+    }
+
+    #[test]
+    fn strides_that_leave_the_storage_are_refused() {
+        let message = |shape: &[i64], strides: &[i64]| {
+            read_table(file(shape, strides, CompressionMethod::Stored).path()).unwrap_err().to_string()
+        };
+        assert!(message(&[3, 2], &[2, 3]).contains("`w` reaches beyond its record"));
+        assert!(message(&[2, 3], &[i64::MAX, 1]).contains("`w` reaches beyond its record"));
+        assert!(message(&[4, 2], &[2, 1]).contains("beyond"));
+    }
+
+    #[test]
+    fn every_truncation_is_an_error() {
+        let whole = std::fs::read(file(&[3, 2], &[2, 1], CompressionMethod::Stored).path()).unwrap();
+        let cut = tempfile::NamedTempFile::new().unwrap();
+        for length in 0..whole.len() {
+            std::fs::write(cut.path(), &whole[..length]).unwrap();
+            assert!(read_table(cut.path()).is_err(), "{length} of {} bytes", whole.len());
+        }
+    }
+
+    #[test]
+    fn every_damaged_byte_is_an_error_or_harmless() {
+        let whole = std::fs::read(file(&[3, 2], &[2, 1], CompressionMethod::Stored).path()).unwrap();
+        let damaged = tempfile::NamedTempFile::new().unwrap();
+        for position in 0..whole.len() {
+            for value in [0, 0xff, whole[position] ^ 0x10] {
+                let mut bytes = whole.clone();
+                bytes[position] = value;
+                std::fs::write(damaged.path(), &bytes).unwrap();
+                if let Ok(table) = read_table(damaged.path()) {
+                    for (_, stored) in table {
+                        let end = span(&stored).and_then(|span| u64::try_from(span).ok()).unwrap();
+                        assert!(stored.offset + end <= whole.len() as u64, "byte {position} = {value}");
+                    }
+                }
+            }
+        }
+    }
+}

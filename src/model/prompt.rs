@@ -123,3 +123,26 @@ pub fn encode_with_images(text: &str, tokenizer: &Tokenizer) -> Result<Vec<i64>,
     }
     Ok(ids)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_of_ones_own_takes_the_place_of_the_usual_one() {
+        let usual = prompt_text(&PromptChoice::Assess).unwrap();
+        let own = prompt_text(&PromptChoice::Text(" How sharp is it? ".into())).unwrap();
+        assert_eq!(own, usual.replace(QUESTION, "How sharp is it?"));
+        assert_eq!(prompt_text(&PromptChoice::Text(QUESTION.into())).unwrap(), usual);
+        let arch = prompt_text(&PromptChoice::Arch).unwrap();
+        assert_eq!(arch, format!("{usual}{ANSWER_START}"));
+    }
+
+    #[test]
+    fn a_question_with_an_image_place_is_refused() {
+        let error = |text: &str| prompt_text(&PromptChoice::Text(text.into())).unwrap_err().to_string();
+        assert!(error("<|image|> How sharp is it?").contains("2 places"));
+        assert!(error("<|image|><|image|>").contains("3 places"));
+        assert!(error(" \n").contains("empty"));
+    }
+}

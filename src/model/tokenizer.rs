@@ -489,3 +489,33 @@ fn special_token(
         _ => Err(fields.error(name, "must be a text or an object with one")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_that_are_no_characters_are_replaced_one_by_one() {
+        let text = |bytes: &[u8]| {
+            let mut text = String::new();
+            push_bytes(&mut text, bytes);
+            text
+        };
+        assert_eq!(text("日本".as_bytes()), "日本");
+        assert_eq!(text(&[0xe6, 0x97]), "\u{fffd}\u{fffd}");
+        assert_eq!(text(&[b'a', 0xff, 0xc3, 0xa9]), "a\u{fffd}é");
+        assert_eq!(text(&[0xed, 0xa0, 0x80]), "\u{fffd}\u{fffd}\u{fffd}");
+    }
+
+    #[test]
+    fn a_folder_without_a_tokenizer_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let message = Tokenizer::open(folder.path()).unwrap_err().to_string();
+        assert!(message.contains("tokenizer.model: can't be read"), "{message}");
+        fs::write(folder.path().join("tokenizer.model"), b"<html>").unwrap();
+        let message = Tokenizer::open(folder.path()).unwrap_err().to_string();
+        assert!(message.contains("tokenizer.model: "), "{message}");
+        fs::write(folder.path().join("tokenizer.model"), b"").unwrap();
+        assert!(Tokenizer::open(folder.path()).is_err());
+    }
+}

@@ -1,6 +1,6 @@
 //! The `ckpt_*` folders: one model in every layout and type.
 
-use crate::support::{assert_same, checkpoint_folders, file_name, folder, stated_dtype, tensors};
+use crate::support::{assert_same, checkpoint_folders, file_name, folder, json, stated_dtype, tensors};
 use roc4mllm::model::checkpoint::{Checkpoint, Role};
 use std::{collections::BTreeMap, path::PathBuf};
 use tch::{Kind, Tensor};
@@ -40,7 +40,37 @@ fn golden_checkpoints_hold_the_same_tensors() {
             // Buffers may keep their own type in a smaller checkpoint; their values are rounded.
             let rounded = full.to_kind(stated);
             let expected = if *role == Role::Buffer { rounded.to_kind(tensor.kind()) } else { rounded };
-            assert_same(&name, tensor_name, tensor, &expected);
+            let files = format!("{name} against {}", file_name(reference));
+            assert_same(&files, tensor_name, tensor, &expected);
+        }
+    }
+}
+
+#[test]
+fn golden_checkpoints_have_the_same_settings() {
+    let folders = checkpoint_folders();
+    let settings = |path: &PathBuf| {
+        let mut files = BTreeMap::new();
+        for entry in std::fs::read_dir(path).unwrap() {
+            let file = entry.unwrap().path();
+            let name = file_name(&file);
+            let is_index = name.ends_with(".index.json");
+            if name == "tokenizer.model" {
+                files.insert(name, format!("{:?}", std::fs::read(&file).unwrap()));
+            } else if name.ends_with(".json") && !is_index {
+                let mut value: serde_json::Value = json(&format!("{}/{name}", file_name(path)));
+                // The type is the one thing in which the folders are meant to differ.
+                value.as_object_mut().and_then(|object| object.remove("torch_dtype"));
+                files.insert(name, value.to_string());
+            }
+        }
+        files
+    };
+    let expected = settings(&folders[0]);
+    for path in &folders[1..] {
+        for (name, found) in settings(path) {
+            let (path, first) = (path.display(), folders[0].display());
+            assert_eq!(Some(&found), expected.get(&name), "{path}/{name} against {first}/{name}");
         }
     }
 }

@@ -15,7 +15,7 @@ use std::{
     fmt, fs,
     path::{Path, PathBuf},
 };
-use tch::{TchError, Tensor};
+use tch::{Kind, TchError, Tensor};
 
 /// A checkpoint folder, looked at from every side.
 #[derive(Clone, Debug)]
@@ -135,7 +135,11 @@ pub(super) fn is_finite(tensor: &Tensor) -> Result<bool, TchError> {
     let mut start = 0;
     while start < length {
         let piece = flat.f_narrow(0, start, PIECE.min(length - start))?;
-        if piece.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+        // A finite sum has finite parts, and is several times as fast to find; one that isn't may
+        // have overflowed.
+        if !piece.f_sum(Kind::Float)?.f_double_value(&[])?.is_finite()
+            && piece.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0
+        {
             return Ok(false);
         }
         start += PIECE;

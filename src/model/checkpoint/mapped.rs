@@ -92,3 +92,34 @@ fn out_of_file() -> TchError {
 pub(super) fn first_line(error: &TchError) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::index::StoredDtype, *};
+
+    #[test]
+    fn unaligned_elements_are_read_and_aligned_ones_are_not_copied() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut bytes = vec![0_u8, 0];
+        bytes.extend([1.5_f32, -2.0, 3.25, 4.0].iter().flat_map(|value| value.to_le_bytes()));
+        bytes.extend([0, 0]);
+        bytes.extend(7.5_f32.to_le_bytes());
+        std::fs::write(file.path(), &bytes).unwrap();
+        let map = MappedFile::open(&WeightFile { path: file.path().to_owned(), bytes: bytes.len() as u64 })
+            .unwrap();
+        let stored = |shape: &[i64], offset| StoredTensor {
+            file: 0,
+            dtype: StoredDtype::F32,
+            shape: shape.to_vec(),
+            strides: None,
+            offset,
+        };
+        let unaligned = map.tensor(&stored(&[2, 2], 2), Kind::Float).unwrap();
+        assert!(unaligned.equal(&Tensor::from_slice(&[1.5_f32, -2.0, 3.25, 4.0]).view([2, 2])));
+        let aligned = map.tensor(&stored(&[], 20), Kind::Float).unwrap();
+        assert_eq!((aligned.double_value(&[]), aligned.dim()), (7.5, 0));
+        let place = |tensor: &Tensor| tensor.data_ptr() as usize;
+        assert_eq!(place(&aligned), place(&map.bytes) + 20);
+        assert!(map.tensor(&stored(&[2], 20), Kind::Float).is_err());
+    }
+}

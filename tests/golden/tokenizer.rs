@@ -82,10 +82,12 @@ fn golden_tokenizer_encode() {
     assert!(!golden.encode.is_empty(), "{FILE}: encode is empty");
     for tokenizer in tokenizers {
         for case in &golden.encode {
-            let failed = |error| panic!("{FILE}: {:?}: {error}", case.text);
-            let ids = tokenizer.encode(&case.text).unwrap_or_else(failed);
+            let ids = tokenizer
+                .encode(&case.text)
+                .unwrap_or_else(|error| panic!("{FILE}: {:?}: {error}", case.text));
             assert_eq!(ids, case.ids, "{FILE}: ids of {:?}", case.text);
-            let with_images = encode_with_images(&case.text, &tokenizer).unwrap_or_else(failed);
+            let with_images = encode_with_images(&case.text, &tokenizer)
+                .unwrap_or_else(|error| panic!("{FILE}: {:?}: {error}", case.text));
             assert_eq!(with_images, case.image_token_ids, "{FILE}: image_token_ids of {:?}", case.text);
             let begin = ids.iter().position(|&id| id == golden.bos).map_or(0, |position| position + 1);
             let tokens: Vec<_> = ids[begin..].iter().filter_map(|&id| tokenizer.token(id)).collect();

@@ -261,35 +261,4 @@ fn scorer_error(batch: usize, error: &TchError) -> ScorerError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn too_little_memory_is_told_from_other_faults() {
-        let too_much = Tensor::f_zeros([1 << 46], (Kind::Float, tch::Device::Cpu)).unwrap_err();
-        assert!(
-            matches!(scorer_error(3, &too_much), ScorerError::OutOfMemory { batch: 3, .. }),
-            "{too_much}"
-        );
-        let gpu = TchError::Torch("CUDA out of memory. Tried to allocate 2.00 GiB\nstack".into());
-        assert!(matches!(scorer_error(1, &gpu), ScorerError::OutOfMemory { .. }));
-        let lost = TchError::Torch("CUDA error: an illegal memory access was encountered".into());
-        assert!(matches!(scorer_error(1, &lost), ScorerError::Device(_)));
-        let shapes = Tensor::from_slice(&[1.0]).f_matmul(&Tensor::from_slice(&[1.0, 2.0])).unwrap_err();
-        match scorer_error(2, &shapes) {
-            ScorerError::Batch { batch: 2, reason } => assert!(!reason.contains('\n'), "{reason}"),
-            other => panic!("{other}"),
-        }
-    }
-
-    #[test]
-    fn what_changes_scores_changes_the_version() {
-        let digest = format!("sha256:{}", "ab".repeat(32));
-        let name = |prompt: PromptChoice, kind| version_name(&digest, &prompt, kind);
-        assert_eq!(name(PromptChoice::Assess, Kind::BFloat16), "sha256:abababababab+assess+bf16");
-        assert_eq!(name(PromptChoice::Arch, Kind::Float), "sha256:abababababab+arch+f32");
-        let one = name(PromptChoice::Text("How sharp?".into()), Kind::Float);
-        assert!(one.starts_with("sha256:abababababab+text-") && !one.contains("sharp"));
-        assert_ne!(one, name(PromptChoice::Text("How bright?".into()), Kind::Float));
-    }
-}
+mod tests;

@@ -215,14 +215,18 @@ impl Tokenizer {
             match segment {
                 Segment::Token(id) => ids.push(id),
                 Segment::Text("") => {}
-                Segment::Text(text) => ids.extend(
-                    self.encoder
-                        .encode(text, &[SpecialTokenKind::Priority][..])
-                        .map_err(|source| TokenizerError::Text(source.to_string()))?,
-                ),
+                Segment::Text(text) => ids.extend(self.encode_plain(text)?),
             }
         }
         ids.extend(self.add_eos.then_some(self.eos));
+        Ok(ids)
+    }
+
+    /// SentencePiece's own encoding: a run of characters that it doesn't know is one unknown piece.
+    fn encode_plain(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let encoded = self.encoder.encode(text, &[SpecialTokenKind::Priority][..]);
+        let mut ids = encoded.map_err(|source| TokenizerError::Text(source.to_string()))?;
+        ids.dedup_by(|next, previous| next == previous && *next == self.unknown);
         Ok(ids)
     }
 

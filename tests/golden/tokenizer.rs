@@ -66,12 +66,6 @@ fn golden_tokenizer_vocabulary() {
         // The file lists an id once for each role it has.
         let special: BTreeSet<u32> = golden.all_special_ids.iter().copied().collect();
         assert_eq!(tokenizer.special_ids(), &special, "{FILE}: all_special_ids");
-        let roles = [Some(golden.bos), Some(golden.eos), Some(golden.unk), golden.pad];
-        assert_eq!(
-            golden.all_special_ids,
-            roles.into_iter().flatten().collect::<Vec<_>>(),
-            "{FILE}: all_special_ids"
-        );
         assert!(golden.legacy, "{FILE}: legacy: only the legacy rules are implemented");
     }
 }

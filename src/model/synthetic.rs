@@ -6,7 +6,7 @@ use super::{
     mplug_owl2::MplugOwl2,
     parameters::Parameters,
 };
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// Two layers of each part, grouped-query attention, biases, 5 bins.
 pub fn config() -> ModelConfig {
@@ -76,8 +76,14 @@ pub fn parameters(config: &ModelConfig) -> Parameters {
 }
 
 pub fn network(config: ModelConfig) -> MplugOwl2 {
+    network_in(config, Kind::Float)
+}
+
+/// As [`network`], computing in `kind`.
+pub fn network_in(config: ModelConfig, kind: Kind) -> MplugOwl2 {
     let parameters = parameters(&config);
-    MplugOwl2::new(config, parameters).unwrap()
+    let tensors = parameters.iter().map(|(name, tensor)| (name.to_owned(), tensor.to_kind(kind)));
+    MplugOwl2::new(config, Parameters::new(tensors.collect())).unwrap()
 }
 
 /// Values spread evenly over -0.5 to 0.5 in an order that `seed` decides.
@@ -96,5 +102,5 @@ pub fn noise(shape: &[i64], seed: u32) -> Tensor {
 /// Largest absolute difference.
 pub fn distance(one: &Tensor, other: &Tensor) -> f64 {
     assert_eq!(one.size(), other.size());
-    (one - other).abs().max().double_value(&[])
+    (one - other).to_kind(Kind::Double).abs().max().double_value(&[])
 }

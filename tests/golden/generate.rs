@@ -394,7 +394,10 @@ fn golden_no_score_token() {
     let mut config: serde_json::Value = support::json("ckpt_safetensors/config.json");
     assert_ne!(config["score_id"], golden.score_id, "{place}: score_id");
     config["score_id"] = golden.score_id.into();
-    fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    // Replaced, not overwritten: the copy of a read-only file is read-only too.
+    let file = folder.path().join("config.json");
+    fs::remove_file(&file).unwrap();
+    fs::write(file, config.to_string()).unwrap();
 
     // The note says which images: `images[0:2]`.
     let range =

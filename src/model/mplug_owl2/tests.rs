@@ -5,9 +5,9 @@ use crate::model::{
     config::{ModelConfig, RopeScaling},
     family::{Block, Family},
     kv_cache::KvCache,
-    synthetic::{config, distance, network, noise, parameters},
+    synthetic::{config, distance, network, network_in, noise, parameters},
 };
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 const HIDDEN: i64 = 32;
 
@@ -71,30 +71,40 @@ fn grouped_heads_equal_repeated_heads() {
 #[test]
 fn uneven_rows_equal_separate_runs() {
     for config in scalings() {
-        let model = network(config);
-        let (start, block, step) =
-            (noise(&[3, 6, HIDDEN], 1), noise(&[3, 4, HIDDEN], 2), noise(&[3, 1, HIDDEN], 3));
-        let lengths = [3, 6, 1];
+        compare_uneven_rows(&network(config), 1e-5);
+    }
+}
 
-        let mut cache = model.new_cache(3, 8).unwrap();
-        let _ = forward(&model, &mut cache, &start, 0..2);
-        for (row, length) in lengths.into_iter().enumerate() {
-            cache.truncate(row, length);
-        }
-        let together = [forward(&model, &mut cache, &block, 1..3), forward(&model, &mut cache, &step, 0..0)];
-        assert_eq!(cache.lengths(), [8, 11, 6]);
+#[test]
+fn uneven_rows_equal_separate_runs_in_bf16() {
+    // Rounding moves states by about 0.1 here, a wrong position by more than 2.
+    for config in scalings() {
+        compare_uneven_rows(&network_in(config, Kind::BFloat16), 0.4);
+    }
+}
 
-        for (row, length) in lengths.into_iter().enumerate() {
-            let mut cache = model.new_cache(1, 64).unwrap();
-            let only = |tensor: &Tensor| tensor.narrow(0, row as i64, 1);
-            let _ = forward(&model, &mut cache, &only(&start).narrow(1, 0, length), 0..2.min(length));
-            let alone = [
-                forward(&model, &mut cache, &only(&block), 1..3),
-                forward(&model, &mut cache, &only(&step), 0..0),
-            ];
-            for (together, alone) in together.iter().zip(&alone) {
-                assert!(distance(&only(together), alone) < 1e-5, "row {row}");
-            }
+fn compare_uneven_rows(model: &MplugOwl2, tolerance: f64) {
+    let noise = |count, seed| noise(&[3, count, HIDDEN], seed).to_kind(model.kind());
+    let (start, block, step) = (noise(6, 1), noise(4, 2), noise(1, 3));
+    let lengths = [3, 6, 1];
+
+    let mut cache = model.new_cache(3, 8).unwrap();
+    let _ = forward(model, &mut cache, &start, 0..2);
+    for (row, length) in lengths.into_iter().enumerate() {
+        cache.truncate(row, length);
+    }
+    let together = [forward(model, &mut cache, &block, 1..3), forward(model, &mut cache, &step, 0..0)];
+    assert_eq!(cache.lengths(), [8, 11, 6]);
+
+    for (row, length) in lengths.into_iter().enumerate() {
+        let mut cache = model.new_cache(1, 64).unwrap();
+        let only = |tensor: &Tensor| tensor.narrow(0, row as i64, 1);
+        let _ = forward(model, &mut cache, &only(&start).narrow(1, 0, length), 0..2.min(length));
+        let alone =
+            [forward(model, &mut cache, &only(&block), 1..3), forward(model, &mut cache, &only(&step), 0..0)];
+        for (together, alone) in together.iter().zip(&alone) {
+            let distance = distance(&only(together), alone);
+            assert!(distance <= tolerance, "row {row}: {distance}");
         }
     }
 }
@@ -180,7 +190,7 @@ fn training_reaches_every_parameter_by_its_name() {
     let block = Tensor::cat(&[&image, &text], 1);
     let mut cache = model.new_cache(1, count + 2).unwrap();
     let hidden = forward(&model, &mut cache, &block, 0..count);
-    model.logits(&hidden).unwrap().square().sum(tch::Kind::Float).backward();
+    model.logits(&hidden).unwrap().square().sum(Kind::Float).backward();
     for (name, parameter) in model.parameters().iter() {
         assert!(parameter.grad().defined(), "{name} has no gradient");
     }

@@ -5,8 +5,11 @@ use roc4mllm::model::checkpoint::{Checkpoint, Role};
 use std::{collections::BTreeMap, path::PathBuf};
 use tch::{Kind, Tensor};
 
-/// Opened folders by name, with every tensor and its role.
-fn opened() -> Vec<(PathBuf, BTreeMap<String, (Role, Tensor)>)> {
+/// Every tensor of a checkpoint, with its role.
+type Contents = BTreeMap<String, (Role, Tensor)>;
+
+/// All checkpoint folders and what they hold.
+fn opened() -> Vec<(PathBuf, Contents)> {
     let open = |path: PathBuf| {
         let checkpoint = Checkpoint::open(&path).unwrap();
         let tensors = checkpoint.tensors().unwrap();

@@ -10,7 +10,9 @@ use tch::{Device, Kind, TchError, Tensor};
 ///
 /// The map is private and writable: a page is shared with every other process that maps the file
 /// until someone writes to it, so a trainer can update weights in place and the file never changes.
-/// torch owns the map; it lasts as long as any tensor that was cut from it.
+/// torch owns the map; it lasts as long as any tensor that was cut from it. A file that is replaced by
+/// renaming stays as it was mapped; one that is cut short in place kills whoever reads beyond its end,
+/// so weight files are never rewritten in place.
 pub(super) struct MappedFile {
     bytes: Tensor,
 }

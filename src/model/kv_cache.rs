@@ -60,8 +60,9 @@ impl KvCache {
     pub fn new(shape: CacheShape, rows: i64, capacity: i64) -> Result<Self, TchError> {
         let size = [rows, shape.kv_heads, capacity, shape.head_dim];
         let zeros = || Tensor::f_zeros(size, (shape.kind, shape.device));
-        let layers =
-            (0..shape.layers).map(|_| Ok(Layer { keys: zeros()?, values: zeros()? })).collect::<Result<_, TchError>>()?;
+        let layers = (0..shape.layers)
+            .map(|_| Ok(Layer { keys: zeros()?, values: zeros()? }))
+            .collect::<Result<_, TchError>>()?;
         Ok(Self { layers, lengths: vec![0; usize::try_from(rows).unwrap_or(0)], capacity })
     }
 
@@ -118,6 +119,14 @@ impl KvCache {
         Ok((view(&mut layer.keys, keys)?, view(&mut layer.values, values)?))
     }
 
+    /// Views of one layer's keys and values up to the longest row,
+    /// `[rows, kv_heads, positions, head_dim]`; keys are rotated already.
+    pub fn layer(&self, layer: usize) -> Result<(Tensor, Tensor), TchError> {
+        let longest = self.lengths.iter().copied().max().unwrap_or(0);
+        let layer = &self.layers[layer];
+        Ok((layer.keys.f_narrow(2, 0, longest)?, layer.values.f_narrow(2, 0, longest)?))
+    }
+
     /// Counts a block that every layer has written.
     pub fn advance(&mut self, placement: &Placement) {
         for length in &mut self.lengths {
@@ -137,7 +146,8 @@ impl KvCache {
             layer.keys = layer.keys.f_index_select(0, &index)?;
             layer.values = layer.values.f_index_select(0, &index)?;
         }
-        self.lengths = rows.iter().filter_map(|&row| self.lengths.get(usize::try_from(row).ok()?).copied()).collect();
+        self.lengths =
+            rows.iter().filter_map(|&row| self.lengths.get(usize::try_from(row).ok()?).copied()).collect();
         Ok(())
     }
 

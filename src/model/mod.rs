@@ -3,6 +3,7 @@
 //! Tensors live in this module and nowhere else.
 
 pub mod attention;
+pub mod checkpoint;
 pub mod config;
 pub mod decode;
 pub mod device;
@@ -13,7 +14,11 @@ pub mod kv_cache;
 pub mod layers;
 pub mod mplug_owl2;
 pub mod parameters;
+pub mod prompt;
 pub mod rope;
 pub mod score_head;
 pub mod scorer;
 pub mod settings;
+#[cfg(test)]
+mod synthetic;
+pub mod tokenizer;

@@ -35,11 +35,8 @@ impl ScoreHead {
     /// The score that the last `bins` logits of one position stand for, unrounded: the softmax over
     /// them, times equally spaced values over the range. Nothing where a logit is not finite.
     pub fn value(&self, logits: &[f32]) -> Option<ScoreValue> {
-        let value = ScoreValue::from_distribution(
-            softmax(logits)?,
-            self.config.min_score,
-            self.config.max_score,
-        );
+        let value =
+            ScoreValue::from_distribution(softmax(logits)?, self.config.min_score, self.config.max_score);
         (value.score.is_finite() && value.std.is_finite()).then_some(value)
     }
 }

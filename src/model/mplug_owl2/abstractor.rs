@@ -160,7 +160,9 @@ fn sincos(width: i64, positions: &[f64]) -> Result<Tensor, TchError> {
         .iter()
         .flat_map(|position| {
             let angle = move |index: i64| position / 10000_f64.powf(index as f64 / half as f64);
-            (0..half).map(move |index| angle(index).sin()).chain((0..half).map(move |index| angle(index).cos()))
+            (0..half)
+                .map(move |index| angle(index).sin())
+                .chain((0..half).map(move |index| angle(index).cos()))
         })
         .map(|value| value as f32)
         .collect();

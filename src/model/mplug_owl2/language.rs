@@ -53,8 +53,11 @@ impl LanguageModel {
     pub fn new(scope: &Scope<'_>, config: &LanguageConfig) -> Result<Self, ModelError> {
         let model = scope.child("model");
         let embed_tokens = model.tensor("embed_tokens.weight")?;
-        let lm_head =
-            if config.tie_word_embeddings { embed_tokens.shallow_clone() } else { scope.tensor("lm_head.weight")? };
+        let lm_head = if config.tie_word_embeddings {
+            embed_tokens.shallow_clone()
+        } else {
+            scope.tensor("lm_head.weight")?
+        };
         let layers = model.child("layers");
         let layers = (0..config.num_hidden_layers)
             .map(|index| Layer::new(&layers.child(index), config))
@@ -166,8 +169,7 @@ impl Layer {
         let query = split_heads(&self.q_proj.forward(&normed)?, self.heads)?;
         let keys = split_heads(&self.k_proj.forward(&normed, &pass.segments)?, self.kv_heads)?;
         let values = split_heads(&self.v_proj.forward(&normed, &pass.segments)?, self.kv_heads)?;
-        let (keys, values) =
-            cache.write(index, &pass.rotation.apply(&keys)?, &values, &pass.placement)?;
+        let (keys, values) = cache.write(index, &pass.rotation.apply(&keys)?, &values, &pass.placement)?;
         let attended = attend(&pass.rotation.apply(&query)?, &keys, &values, &pass.mask)?;
         let hidden = input.f_add(&self.o_proj.forward(&attended)?)?;
 

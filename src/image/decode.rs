@@ -56,7 +56,7 @@ pub fn dimensions(bytes: &[u8], settings: &ImageSettings) -> Result<(u32, u32), 
         Format::Jpeg => jpeg::dimensions(bytes),
         Format::Png => Ok(png::open(bytes, settings)?.dimensions()),
         Format::WebP => Ok(webp::open(bytes)?.dimensions()),
-        Format::Gif => Ok(gif::open(bytes)?.dimensions()),
+        Format::Gif => gif::dimensions(bytes),
         Format::Bmp => Ok(bmp::open(bytes)?.dimensions()),
         Format::Tiff => Ok(tiff::open(bytes)?.dimensions()),
     })?;
@@ -70,4 +70,38 @@ fn contain<T>(format: Format, work: impl FnOnce() -> Result<T, ImageError>) -> R
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
         Err(ImageError::Damaged { format, reason: "the decoder gave up on it".to_owned() })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sha2::{Digest, Sha256};
+    use std::{collections::BTreeSet, fs, path::Path};
+
+    #[test]
+    fn every_kind_of_file_decodes_to_pillows_pixels() {
+        let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/formats"));
+        let expected: serde_json::Value =
+            serde_json::from_slice(&fs::read(folder.join("pillow.json")).unwrap()).unwrap();
+        let mut different = BTreeSet::new();
+        for (name, expected) in expected["files"].as_object().unwrap() {
+            let bytes = fs::read(folder.join(name)).unwrap();
+            match decode(&bytes, &ImageSettings::local()) {
+                Ok(image) => {
+                    let digest = Sha256::digest(image.pixels());
+                    let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+                    if expected["width"] != image.width()
+                        || expected["height"] != image.height()
+                        || expected["rgb_sha256"] != digest
+                    {
+                        different.insert(format!("{name}: {image:?}"));
+                    }
+                }
+                Err(error) => {
+                    different.insert(format!("{name}: {error}"));
+                }
+            }
+        }
+        assert_eq!(different, BTreeSet::new());
+    }
 }

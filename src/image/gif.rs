@@ -1,23 +1,92 @@
 //! GIF: the first frame on its canvas.
+//!
+//! Straight from the `gif` crate, since the canvas around a smaller frame has, in Pillow, the
+//! frame's transparent colour or else its first one.
 
-use super::{
-    colour::DeepGray, error::ImageError, library, rgb::RgbImage, settings::ImageSettings, sniff::Format,
-};
-use ::image::{ImageDecoder, codecs::gif::GifDecoder};
-use std::io::Cursor;
+use super::{error::ImageError, library::one_line, rgb::RgbImage, settings::ImageSettings, sniff::Format};
+use ::gif::{ColorOutput, DecodeOptions, Decoder, DecodingError, Frame};
 
-pub(super) fn open(bytes: &[u8]) -> Result<GifDecoder<Cursor<&[u8]>>, ImageError> {
-    GifDecoder::new(Cursor::new(bytes)).map_err(|error| library::refusal(Format::Gif, &error))
+struct FirstFrame<'a> {
+    decoder: Decoder<&'a [u8]>,
+    canvas: (u32, u32),
+    left: usize,
+    top: usize,
+    width: usize,
+    height: usize,
+    transparent: Option<u8>,
+}
+
+impl<'a> FirstFrame<'a> {
+    fn open(bytes: &'a [u8]) -> Result<Self, ImageError> {
+        let mut options = DecodeOptions::new();
+        options.set_color_output(ColorOutput::Indexed);
+        options.allow_unknown_blocks(true);
+        let mut decoder = options.read_info(bytes).map_err(refusal)?;
+        let screen = (decoder.width(), decoder.height());
+        let Some(frame) = decoder.next_frame_info().map_err(refusal)? else {
+            return Err(ImageError::Damaged { format: Format::Gif, reason: "no frame in it".to_owned() });
+        };
+        let &Frame { left, top, width, height, transparent, .. } = frame;
+        // A frame that sticks out makes the canvas larger.
+        let edge = |screen: u16, start: u16, length: u16| {
+            u32::from(screen).max(u32::from(start) + u32::from(length))
+        };
+        let canvas = (edge(screen.0, left, width), edge(screen.1, top, height));
+        Ok(Self {
+            decoder,
+            canvas,
+            left: left.into(),
+            top: top.into(),
+            width: width.into(),
+            height: height.into(),
+            transparent,
+        })
+    }
+}
+
+pub(super) fn dimensions(bytes: &[u8]) -> Result<(u32, u32), ImageError> {
+    Ok(FirstFrame::open(bytes)?.canvas)
 }
 
 pub(super) fn decode(bytes: &[u8], settings: &ImageSettings) -> Result<RgbImage, ImageError> {
-    let decoder = open(bytes)?;
-    let (width, height) = decoder.dimensions();
+    let mut frame = FirstFrame::open(bytes)?;
+    let (width, height) = frame.canvas;
     settings.admit_dimensions(width, height)?;
+    let length = settings.admit_memory(width, height, u64::from(width) * u64::from(height) * 3)?;
     if ends_inside_a_block(bytes) {
         return Err(ImageError::Truncated(Format::Gif));
     }
-    library::read(decoder, Format::Gif, DeepGray::HighByte, settings)
+    let mut indices = vec![0; frame.width * frame.height];
+    frame.decoder.read_into_buffer(&mut indices).map_err(refusal)?;
+    // Indices beyond the colour table are black.
+    let mut colors = [[0; 3]; 256];
+    let table = frame.decoder.palette().map_err(refusal)?;
+    for (color, entry) in colors.iter_mut().zip(table.as_chunks::<3>().0) {
+        *color = *entry;
+    }
+    let mut pixels = vec![0; length];
+    pixels.as_chunks_mut().0.fill(colors[usize::from(frame.transparent.unwrap_or(0))]);
+    if frame.width > 0 {
+        let rows = pixels.chunks_exact_mut(width as usize * 3).skip(frame.top);
+        for (row, indices) in rows.zip(indices.chunks_exact(frame.width)) {
+            let pixels = row[frame.left * 3..].as_chunks_mut::<3>().0;
+            for (pixel, &index) in pixels.iter_mut().zip(indices) {
+                *pixel = colors[usize::from(index)];
+            }
+        }
+    }
+    RgbImage::new(width, height, pixels)
+        .ok_or_else(|| ImageError::Damaged { format: Format::Gif, reason: "no pixels in it".to_owned() })
+}
+
+fn refusal(error: DecodingError) -> ImageError {
+    match error {
+        DecodingError::UnexpectedEof => ImageError::Truncated(Format::Gif),
+        DecodingError::Io(reason) if reason.kind() == std::io::ErrorKind::UnexpectedEof => {
+            ImageError::Truncated(Format::Gif)
+        }
+        other => ImageError::Damaged { format: Format::Gif, reason: one_line(&other.to_string()) },
+    }
 }
 
 /// Whether the file stops inside a block, of whichever frame. A missing trailer alone costs no

@@ -13,6 +13,9 @@ use turbojpeg_sys as ffi;
 /// ten.
 const MOST_SCANS: c_int = 100;
 
+/// libjpeg's message when its own buffers would exceed their limit.
+const OUT_OF_MEMORY: &str = "Memory limit exceeded";
+
 /// Warnings after which the pixels are what any lenient decoder makes of them. An error that stops
 /// the decoder half-way leaves another message in the same place.
 const TOLERATED: [&str; 5] = [
@@ -49,7 +52,18 @@ pub(super) fn decode(
     let mut pixels = vec![0; length];
     let stride = width as usize * channels as usize;
     let pixel_format = if header.inks { ffi::TJPF_TJPF_CMYK } else { ffi::TJPF_TJPF_RGB };
-    decompressor.pixels(bytes, &mut pixels, stride, pixel_format)?;
+    decompressor.pixels(bytes, &mut pixels, stride, pixel_format).map_err(|error| match error {
+        ImageError::Damaged { reason, .. } if reason.starts_with(OUT_OF_MEMORY) => {
+            ImageError::TooMuchMemory {
+                width: header.width,
+                height: header.height,
+                // A progressive file keeps all its coefficients, of 16 bits.
+                needed: u64::from(header.width) * u64::from(header.height) * channels * 2,
+                limit: settings.max_alloc_bytes,
+            }
+        }
+        other => other,
+    })?;
     if header.inks {
         colour::cmyk_into_rgb(&mut pixels, width as usize * height as usize);
     }

@@ -51,11 +51,13 @@ pub(super) fn refusal(format: Format, error: &LibraryError) -> ImageError {
 }
 
 fn ran_out_of_bytes(error: &LibraryError) -> bool {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    let early_end = |io: &std::io::Error| io.kind() == ErrorKind::UnexpectedEof;
+    if let LibraryError::IoError(io) = error {
+        return early_end(io);
+    }
+    let mut cause = std::error::Error::source(error);
     while let Some(current) = cause {
-        if let Some(io) = current.downcast_ref::<std::io::Error>()
-            && io.kind() == ErrorKind::UnexpectedEof
-        {
+        if current.downcast_ref().is_some_and(early_end) {
             return true;
         }
         cause = current.source();

@@ -72,23 +72,22 @@ pub(super) fn sniff(bytes: &[u8]) -> Result<Format, ImageError> {
 
 /// A file that stops inside a known signature is a cut-off upload, not an unknown format.
 fn truncated_signature(bytes: &[u8]) -> Option<ImageError> {
-    let starts: [(&[u8], Format); 5] = [
-        (b"\xFF\xD8\xFF", Format::Jpeg),
-        (b"\x89PNG\r\n\x1A\n", Format::Png),
-        (b"GIF89a", Format::Gif),
-        (b"GIF87a", Format::Gif),
-        (b"RIFF", Format::WebP),
+    const SIGNATURES: [(&[u8], usize, Format); 8] = [
+        (b"\xFF\xD8\xFF", 3, Format::Jpeg),
+        (b"\x89PNG\r\n\x1A\n", 8, Format::Png),
+        (b"GIF87a", 6, Format::Gif),
+        (b"GIF89a", 6, Format::Gif),
+        (b"RIFF", 12, Format::WebP),
+        (b"BM", 18, Format::Bmp),
+        (b"II*\0", 8, Format::Tiff),
+        (b"MM\0*", 8, Format::Tiff),
     ];
-    if bytes.len() < 12 && bytes.starts_with(b"RIFF") {
-        return Some(ImageError::Truncated(Format::WebP));
-    }
-    if bytes.len() < 18 && bytes.starts_with(b"BM") {
-        return Some(ImageError::Truncated(Format::Bmp));
-    }
-    starts
+    SIGNATURES
         .into_iter()
-        .find(|(signature, _)| signature.len() > bytes.len() && signature.starts_with(bytes))
-        .map(|(_, format)| ImageError::Truncated(format))
+        .find(|(signature, told_by, _)| {
+            bytes.len() < *told_by && bytes.iter().zip(*signature).all(|(byte, expected)| byte == expected)
+        })
+        .map(|(_, _, format)| ImageError::Truncated(format))
 }
 
 fn foreign(what: &str) -> ImageError {

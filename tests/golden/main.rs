@@ -4,10 +4,14 @@
 //! set is fixed here: dimensions, prompts, ranges, names and counts all come from its files.
 
 mod checkpoints;
+mod decoded;
 mod generate;
+mod images;
 mod language;
 mod network;
+mod pixels;
 mod prompts;
+mod raw;
 mod support;
 mod tokenizer;
 mod vision;

@@ -1,0 +1,68 @@
+//! PNG, all colour types and depths; an APNG gives its default image.
+
+use super::{
+    colour::DeepGray, error::ImageError, library, rgb::RgbImage, settings::ImageSettings, sniff::Format,
+};
+use ::image::{ImageDecoder, codecs::png::PngDecoder};
+use std::io::Cursor;
+
+pub(super) fn open<'a>(
+    bytes: &'a [u8],
+    settings: &ImageSettings,
+) -> Result<PngDecoder<Cursor<&'a [u8]>>, ImageError> {
+    PngDecoder::with_limits(Cursor::new(bytes), library::limits(settings))
+        .map_err(|error| early_end_or(library::refusal(Format::Png, &error), bytes))
+}
+
+pub(super) fn decode(bytes: &[u8], settings: &ImageSettings) -> Result<RgbImage, ImageError> {
+    let decoder = open(bytes, settings)?;
+    let (width, height) = decoder.dimensions();
+    settings.admit_dimensions(width, height)?;
+    if end(bytes) == End::InsideAChunk {
+        return Err(ImageError::Truncated(Format::Png));
+    }
+    library::read(decoder, Format::Png, deep_gray(bytes), settings)
+        .map_err(|error| early_end_or(error, bytes))
+}
+
+/// The decoder calls some early ends damage.
+fn early_end_or(error: ImageError, bytes: &[u8]) -> ImageError {
+    match error {
+        ImageError::Damaged { .. } if end(bytes) != End::Marked => ImageError::Truncated(Format::Png),
+        other => other,
+    }
+}
+
+/// Pillow clips plain 16-bit grey, transparent colour or not, but halves 16-bit grey with alpha.
+/// The decoder expands both to the same type, so the header decides: colour type 0 or 4.
+fn deep_gray(bytes: &[u8]) -> DeepGray {
+    const COLOUR_TYPE: usize = 25;
+    if bytes.get(COLOUR_TYPE) == Some(&0) { DeepGray::Clipped } else { DeepGray::HighByte }
+}
+
+/// How a file's chain of chunks ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// With `IEND`.
+    Marked,
+    /// Between two chunks: without a pixel lost if all their data is there.
+    BetweenChunks,
+    InsideAChunk,
+}
+
+fn end(bytes: &[u8]) -> End {
+    const SIGNATURE: usize = 8;
+    const LENGTH_TYPE_AND_CRC: usize = 12;
+    let mut rest = bytes.get(SIGNATURE..).unwrap_or_default();
+    while let Some((&length, after)) = rest.split_first_chunk::<4>() {
+        if after.starts_with(b"IEND") {
+            return End::Marked;
+        }
+        let whole = LENGTH_TYPE_AND_CRC.saturating_add(u32::from_be_bytes(length) as usize);
+        match rest.get(whole..) {
+            Some(next) => rest = next,
+            None => return End::InsideAChunk,
+        }
+    }
+    if rest.is_empty() { End::BetweenChunks } else { End::InsideAChunk }
+}

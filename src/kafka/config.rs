@@ -359,14 +359,14 @@ mod tests {
 
     #[test]
     fn unknown_keys_are_refused() {
-        let error = toml::from_str::<KafkaSettings>("grupp = \"g\"").unwrap_err();
+        let error = serde_json::from_str::<KafkaSettings>(r#"{"grupp":"g"}"#).unwrap_err();
         assert!(error.to_string().contains("grupp"), "{error}");
     }
 
     #[test]
     fn names_are_read_as_documented() {
-        let text = "delivery = \"at_least_once\"\nsecurity = \"sasl_tls\"\n[sasl]\nmechanism = \"SCRAM-SHA-256\"\nusername = \"u\"";
-        let settings: KafkaSettings = toml::from_str(text).unwrap();
+        let text = r#"{"delivery":"at_least_once","security":"sasl_tls","sasl":{"mechanism":"SCRAM-SHA-256","username":"u"}}"#;
+        let settings: KafkaSettings = serde_json::from_str(text).unwrap();
         assert_eq!(settings.delivery, Delivery::AtLeastOnce);
         assert_eq!(settings.sasl.mechanism, SaslMechanism::ScramSha256);
         settings.check().unwrap();

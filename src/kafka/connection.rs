@@ -80,13 +80,13 @@ pub fn connect(settings: &KafkaSettings) -> Result<Connection, Error> {
     let topics: Vec<&str> = settings.input_topics.iter().map(String::as_str).collect();
     consumer.subscribe(&topics).map_err(|source| super::client::refused(settings, source))?;
 
-    let committer = committer::Committer {
-        settings: settings.clone(),
-        ledger: Arc::clone(&ledger),
-        stats: Arc::clone(&stats),
-        member: Arc::downgrade(&consumer),
+    let committer = committer::Committer::new(
+        settings,
+        Arc::clone(&ledger),
+        Arc::clone(&stats),
+        Arc::downgrade(&consumer),
         inbox,
-    };
+    );
     let lookup = lookup::Lookup {
         settings: settings.clone(),
         ledger: Arc::clone(&ledger),
@@ -95,19 +95,20 @@ pub fn connect(settings: &KafkaSettings) -> Result<Connection, Error> {
         inbox: lookup_inbox,
         opened,
     };
-    let source = source::Source::new(source::SourceParts {
+    let parts = source::SourceParts {
         consumer,
         settings: settings.clone(),
         ledger: Arc::clone(&ledger),
         gate: Arc::clone(&gate),
         stats: Arc::clone(&stats),
         stop: Arc::clone(&stop),
+        requests: requests.clone(),
         records,
-        fatal,
         lookups,
         opened: opened_inbox,
         changes: change_inbox,
-    });
+    };
+    let source = source::Source::new(parts, fatal);
     Running::spawn("kafka-lookup", move || lookup.run())?;
     let committer = Running::spawn("kafka-commit", move || committer.run())?;
     let source = Running::spawn("kafka-poll", move || source.run())?;
@@ -143,9 +144,7 @@ impl Control {
         self.draining.store(true, Ordering::Relaxed);
         self.stop.store(true, Ordering::Relaxed);
         let closing = Instant::now() + self.close_timeout;
-        let left = self.source.finished_by(closing);
-        self.requests.send(Request::Stop);
-        let closed = left && self.committer.finished_by(closing);
+        let closed = self.source.finished_by(closing) && self.committer.finished_by(closing);
         Drained { unfinished, uncommitted, closed }
     }
 }

@@ -246,6 +246,17 @@ impl Ledger {
         Some(state.add(source, Some(PartitionTracker::restarted(offset))))
     }
 
+    pub(super) fn is_live_epoch(&self, epoch: Epoch) -> bool {
+        self.lock().assignments.contains_key(&epoch)
+    }
+
+    /// The live epochs of these partitions.
+    pub(super) fn epochs_of(&self, sources: &[TopicPartition]) -> Vec<Epoch> {
+        let state = self.lock();
+        let wanted = |assignment: &Assignment| sources.contains(&assignment.source);
+        state.assignments.iter().filter(|(_, assignment)| wanted(assignment)).map(|(epoch, _)| *epoch).collect()
+    }
+
     pub(super) fn deliver(&self, epoch: Epoch, offset: i64) -> Delivery {
         let mut state = self.lock();
         let Some(assignment) = state.assignments.get_mut(&epoch) else { return Delivery::Dead };

@@ -47,6 +47,7 @@ pub mod ledger;
 mod lookup;
 mod native;
 pub mod offsets;
+mod outbox;
 pub mod producer;
 mod rebalance;
 pub mod receipt;

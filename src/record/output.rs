@@ -4,45 +4,9 @@ use super::trace::TraceContext;
 use super::{Header, Position, WireRecord};
 use crate::fault::ItemError;
 use crate::object::{ObjectRef, ScoreId};
-use crate::score::ModelVersion;
+use crate::score::{ItemStatus, ModelVersion};
 use serde::{Deserialize, Serialize};
-use std::fmt;
 use time::OffsetDateTime;
-
-/// How an item ended. Every item ends in exactly one of these.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Status {
-    /// The model gave a score.
-    Scored,
-    /// Permanently unscorable: see `error`.
-    Rejected,
-    /// The object is not there any more, or never was, or was overwritten.
-    Gone,
-    /// The event said that the object was removed.
-    Deleted,
-    /// A passing fault did not pass in time.
-    Dead,
-}
-
-impl Status {
-    /// The name in outputs, rows and headers.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Scored => "scored",
-            Self::Rejected => "rejected",
-            Self::Gone => "gone",
-            Self::Deleted => "deleted",
-            Self::Dead => "dead",
-        }
-    }
-}
-
-impl fmt::Display for Status {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(self.as_str())
-    }
-}
 
 /// The value of an output record. Fields are written in this order; absent ones are `null`.
 ///
@@ -52,7 +16,7 @@ pub struct OutputRecord {
     /// Schema version.
     pub v: u32,
     pub id: ScoreId,
-    pub status: Status,
+    pub status: ItemStatus,
     /// `None` only for a record too malformed to name an object; so is `key`.
     pub bucket: Option<String>,
     pub key: Option<String>,
@@ -92,7 +56,7 @@ impl OutputRecord {
     /// A record with everything known before an item is worked on; the caller sets the rest.
     pub fn new(
         id: ScoreId,
-        status: Status,
+        status: ItemStatus,
         object: Option<&ObjectRef>,
         model: &ModelVersion,
         source: Position,
@@ -213,7 +177,7 @@ mod tests {
         object.size = Some(482_113);
         let id = ScoreId::derive(&object, &model());
         let at = datetime!(2026-11-23 05:44:00.1234 UTC);
-        let mut record = OutputRecord::new(id, Status::Scored, Some(&object), &model(), source(), at);
+        let mut record = OutputRecord::new(id, ItemStatus::Scored, Some(&object), &model(), source(), at);
         record.score = Some(0.1 + 0.2);
         record.scores = vec![0.1 + 0.2];
         record.distributions = vec![vec![0.25; 40]];
@@ -272,7 +236,7 @@ mod tests {
     fn a_malformed_record_keeps_its_own_key() {
         let id = ScoreId::of_position("uploads", 7, 123_456, 0);
         let at = OffsetDateTime::UNIX_EPOCH;
-        let mut record = OutputRecord::new(id, Status::Rejected, None, &model(), source(), at);
+        let mut record = OutputRecord::new(id, ItemStatus::Rejected, None, &model(), source(), at);
         record.error = Some(ItemError::new(ErrorCode::MalformedEvent, Stage::Parse, "no JSON"));
         let wire = record.encode(Some(&[0xff, 0]), &TraceContext::root(), usize::MAX).unwrap();
         assert_eq!(wire.key, Some(vec![0xff, 0]));

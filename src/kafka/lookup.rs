@@ -1,0 +1,148 @@
+//! The lookup thread: what the group committed for newly assigned partitions, and lag.
+//!
+//! It has a consumer of its own that is no member of the group. A read of committed offsets waits
+//! while a transaction that holds some is open, ten seconds and more after its owner died; here that
+//! holds up nothing but the partitions in question.
+
+use super::client::{self, Context};
+use super::offsets::PartitionTracker;
+use super::receipt::{Epoch, TopicPartition};
+use super::stats::KafkaStats;
+use super::{KafkaSettings, Ledger, native};
+use rdkafka::TopicPartitionList;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaResult;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+/// How long one read of committed offsets may take before it is tried again.
+const COMMITTED_TIMEOUT: Duration = Duration::from_secs(15);
+const WATERMARK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a failed read waits before the next.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// How often logs and tokens are served in between.
+const SERVE_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Where to begin reading a partition.
+#[derive(Debug)]
+pub(super) struct Opening {
+    pub source: TopicPartition,
+    pub epoch: Epoch,
+    /// The committed offset; `None` where the group has none and `auto.offset.reset` decides.
+    pub begin: Option<i64>,
+    pub tracker: PartitionTracker,
+}
+
+/// A partition whose committed offset is wanted.
+#[derive(Clone, Debug)]
+pub(super) struct Wanted {
+    pub source: TopicPartition,
+    pub epoch: Epoch,
+}
+
+pub(super) struct Lookup {
+    pub settings: KafkaSettings,
+    pub ledger: Arc<Ledger>,
+    pub stats: Arc<KafkaStats>,
+    pub consumer: BaseConsumer<Context>,
+    pub inbox: Receiver<Wanted>,
+    pub opened: Sender<Opening>,
+}
+
+impl Lookup {
+    /// Runs until the poll loop is gone.
+    pub fn run(self) {
+        let mut wanted: Vec<Wanted> = Vec::new();
+        let lag_interval = Duration::from_millis(self.settings.lag_interval_ms);
+        let mut lag_due = Instant::now() + lag_interval;
+        let mut retry_at = Instant::now();
+        loop {
+            let due = if wanted.is_empty() { lag_due } else { lag_due.min(retry_at) };
+            let wait = due.saturating_duration_since(Instant::now()).min(SERVE_INTERVAL);
+            match self.inbox.recv_timeout(wait) {
+                Ok(one) => {
+                    wanted.push(one);
+                    wanted.extend(self.inbox.try_iter());
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            client::serve(&self.consumer, Duration::ZERO);
+            wanted.retain(|one| self.ledger.is_live_epoch(one.epoch));
+            if !wanted.is_empty() && retry_at <= Instant::now() {
+                if let Err(error) = self.look_up(&mut wanted) {
+                    tracing::warn!(%error, "committed offsets could not be read; trying again");
+                    retry_at = Instant::now() + RETRY_PAUSE;
+                }
+            }
+            if lag_due <= Instant::now() && wanted.is_empty() {
+                self.measure_lag();
+                lag_due = Instant::now() + lag_interval;
+            }
+        }
+    }
+
+    /// Opens the partitions whose committed offsets could be read and leaves the others wanted.
+    fn look_up(&self, wanted: &mut Vec<Wanted>) -> KafkaResult<()> {
+        let sources: Vec<_> = wanted.iter().map(|one| one.source.clone()).collect();
+        let committed = committed(&self.consumer, &sources, COMMITTED_TIMEOUT)?;
+        let mut left = Vec::new();
+        let mut problem = Ok(());
+        for (one, found) in wanted.drain(..).zip(committed) {
+            let (begin, tracker) = match found {
+                Ok(Some((offset, metadata))) => (Some(offset), PartitionTracker::resumed(offset, &metadata)),
+                Ok(None) => (None, PartitionTracker::fresh()),
+                Err(error) => {
+                    problem = Err(error);
+                    left.push(one);
+                    continue;
+                }
+            };
+            // Fails only when the poll loop is gone, which the next turn notices.
+            let _ = self.opened.send(Opening { source: one.source, epoch: one.epoch, begin, tracker });
+        }
+        *wanted = left;
+        problem
+    }
+
+    fn measure_lag(&self) {
+        let mut lag = BTreeMap::new();
+        for progress in self.ledger.progress() {
+            let source = &progress.source;
+            match self.consumer.fetch_watermarks(&source.topic, source.partition, WATERMARK_TIMEOUT) {
+                Ok((_, high)) => {
+                    let unfinished = high.saturating_sub(progress.base).max(0) as u64;
+                    lag.insert(progress.source, unfinished.saturating_sub(progress.done_ahead as u64));
+                }
+                Err(error) => {
+                    tracing::debug!(%error, %source, "lag could not be measured");
+                    return;
+                }
+            }
+        }
+        self.stats.set_lag(lag);
+    }
+}
+
+/// The stable committed offset of each partition with its metadata, in order: what no open
+/// transaction can change any more.
+pub(super) fn committed(
+    consumer: &BaseConsumer<Context>,
+    sources: &[TopicPartition],
+    timeout: Duration,
+) -> KafkaResult<Vec<KafkaResult<Option<(i64, Vec<u8>)>>>> {
+    let mut list = TopicPartitionList::with_capacity(sources.len());
+    for source in sources {
+        list.add_partition(&source.topic, source.partition);
+    }
+    let found = consumer.committed_offsets(list, timeout)?;
+    let errors: Vec<KafkaResult<()>> = found.elements().iter().map(|entry| entry.error()).collect();
+    let offsets = native::offsets_with_metadata(&found);
+    Ok(errors
+        .into_iter()
+        .zip(offsets)
+        .map(|(error, (offset, metadata))| error.map(|()| (offset >= 0).then_some((offset, metadata))))
+        .collect())
+}

@@ -1,0 +1,81 @@
+//! The few calls that rdkafka's safe interface lacks, or panics in.
+
+use crate::record::Header;
+use rdkafka::bindings as sys;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::message::BorrowedMessage;
+use rdkafka::TopicPartitionList;
+use std::ffi::CStr;
+use std::ptr;
+use std::slice;
+
+/// A record's headers. rdkafka's own iterator panics on a name that is no UTF-8; here such bytes are
+/// replaced, and the value is kept as it is.
+pub(super) fn headers(message: &BorrowedMessage<'_>) -> Vec<Header> {
+    let mut list = ptr::null_mut();
+    // SAFETY: the message is borrowed, so its pointer and the header list it owns outlive this call.
+    let error = unsafe { sys::rd_kafka_message_headers(message.ptr(), &mut list) };
+    if error != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR || list.is_null() {
+        return Vec::new();
+    }
+    // SAFETY: `list` was just returned for this message.
+    let count = unsafe { sys::rd_kafka_header_cnt(list) };
+    let mut headers = Vec::with_capacity(count);
+    for index in 0..count {
+        let (mut name, mut value, mut size) = (ptr::null(), ptr::null(), 0);
+        // SAFETY: the index is within the list, and the three outputs are valid for writing.
+        let error = unsafe { sys::rd_kafka_header_get_all(list, index, &mut name, &mut value, &mut size) };
+        if error != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR || name.is_null() {
+            continue;
+        }
+        // SAFETY: librdkafka keeps names NUL-terminated, and `value` holds `size` bytes unless null.
+        let (name, value) = unsafe {
+            let name = CStr::from_ptr(name).to_string_lossy().into_owned();
+            let value = (!value.is_null()).then(|| slice::from_raw_parts(value.cast::<u8>(), size).to_vec());
+            (name, value)
+        };
+        headers.push(Header { name, value });
+    }
+    headers
+}
+
+/// The offset and metadata of each entry of a list, in order. rdkafka's own accessor panics on
+/// metadata that is no UTF-8, and anyone may have committed that.
+pub(super) fn offsets_with_metadata(list: &TopicPartitionList) -> Vec<(i64, Vec<u8>)> {
+    // SAFETY: the list owns `cnt` entries, each of whose metadata is `metadata_size` bytes or null.
+    unsafe {
+        let raw = &*list.ptr();
+        if raw.elems.is_null() {
+            return Vec::new();
+        }
+        slice::from_raw_parts(raw.elems, usize::try_from(raw.cnt).unwrap_or(0))
+            .iter()
+            .map(|entry| {
+                let metadata = if entry.metadata.is_null() {
+                    Vec::new()
+                } else {
+                    slice::from_raw_parts(entry.metadata.cast::<u8>(), entry.metadata_size).to_vec()
+                };
+                (entry.offset, metadata)
+            })
+            .collect()
+    }
+}
+
+/// The group generation that the consumer is a member of now, if it is one.
+///
+/// Offsets sent to a transaction by a client without a generation pass unfenced, so the committer
+/// must not send them then; the safe interface doesn't show the number.
+pub(super) fn generation<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> Option<i32> {
+    // SAFETY: the consumer is alive; the metadata is a copy that is destroyed right after.
+    let generation = unsafe {
+        let metadata = sys::rd_kafka_consumer_group_metadata(consumer.client().native_ptr());
+        if metadata.is_null() {
+            return None;
+        }
+        let generation = sys::rd_kafka_consumer_group_metadata_generation_id(metadata);
+        sys::rd_kafka_consumer_group_metadata_destroy(metadata);
+        generation
+    };
+    (generation >= 0).then_some(generation)
+}

@@ -1,0 +1,345 @@
+//! The poll thread: it owns the consumer, and only polls.
+//!
+//! It never waits for the pipeline. When the channel is full, or the gate is closed, or a partition's
+//! window is, it pauses and goes on polling, so that the group keeps it. One record may have been
+//! returned by then; it is kept aside, and nothing is lost.
+
+use super::committer::{CommitRequests, Request};
+use super::ledger::{Delivery, Ledger};
+use super::lookup::{Opening, Wanted};
+use super::rebalance::{Change, SourceContext};
+use super::receipt::{ConsumedRecord, Epoch, Receipt, TopicPartition};
+use super::stats::{KafkaStats, count};
+use super::{Fatal, Gate, KafkaSettings, native};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::BorrowedMessage;
+use rdkafka::{Message, Offset, TopicPartitionList};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc as blocking;
+use std::thread;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot};
+
+/// The consumer of the input topics; the committer borrows it for group metadata and plain commits.
+pub(super) type SourceConsumer = BaseConsumer<SourceContext>;
+
+/// How long a poll waits when nothing else is to be watched, and when something is.
+const IDLE_POLL: Duration = Duration::from_millis(100);
+const WATCHFUL_POLL: Duration = Duration::from_millis(10);
+/// How long a full channel is given before everything is paused, since that discards prefetch.
+const FULL_GRACE: Duration = Duration::from_millis(20);
+/// How often positions are read and epochs are checked.
+const UPKEEP_INTERVAL: Duration = Duration::from_millis(500);
+const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub(super) struct SourceParts {
+    pub consumer: Arc<SourceConsumer>,
+    pub settings: KafkaSettings,
+    pub ledger: Arc<Ledger>,
+    pub gate: Arc<Gate>,
+    pub stats: Arc<KafkaStats>,
+    pub stop: Arc<AtomicBool>,
+    pub requests: CommitRequests,
+    pub records: mpsc::Sender<ConsumedRecord>,
+    pub lookups: blocking::Sender<Wanted>,
+    pub opened: blocking::Receiver<Opening>,
+    pub changes: blocking::Receiver<Change>,
+}
+
+/// The poll loop's state.
+pub(super) struct Source {
+    parts: SourceParts,
+    fatal: Option<oneshot::Sender<Fatal>>,
+    topics: Vec<Arc<str>>,
+    partitions: HashMap<TopicPartition, Partition>,
+    /// A record that the channel had no room for.
+    aside: Option<ConsumedRecord>,
+    /// Everything is paused.
+    halted: bool,
+    upkeep_due: Instant,
+}
+
+#[derive(Debug)]
+struct Partition {
+    epoch: Epoch,
+    /// Its committed offset is known and has been sought.
+    opened: bool,
+    /// Its window is full.
+    full: bool,
+    /// What librdkafka was told last.
+    paused: bool,
+}
+
+impl Source {
+    pub fn new(parts: SourceParts, fatal: oneshot::Sender<Fatal>) -> Self {
+        let topics = parts.settings.input_topics.iter().map(|topic| Arc::from(topic.as_str())).collect();
+        Self {
+            parts,
+            fatal: Some(fatal),
+            topics,
+            partitions: HashMap::new(),
+            aside: None,
+            halted: false,
+            upkeep_due: Instant::now(),
+        }
+    }
+
+    /// Polls until told to stop or until the consumer fails for good, then leaves the group.
+    pub fn run(mut self) {
+        while !self.parts.stop.load(Ordering::Relaxed) {
+            self.turn();
+            if let Err(failure) = self.poll() {
+                tracing::error!("{failure}");
+                if let Some(fatal) = self.fatal.take() {
+                    // Nobody may be listening any more, and then nothing is to be done about it.
+                    let _ = fatal.send(failure);
+                }
+                break;
+            }
+        }
+        self.leave();
+        let SourceParts { requests, consumer, .. } = self.parts;
+        // Closes the consumer, unless the committer is just using it and closes it then.
+        drop(consumer);
+        requests.send(Request::Stop);
+    }
+
+    /// Everything but polling, none of which waits.
+    fn turn(&mut self) {
+        self.parts.stats.polled();
+        self.apply_changes();
+        while let Ok(opening) = self.parts.opened.try_recv() {
+            self.open(opening);
+        }
+        self.hand_over_aside();
+        self.regulate();
+        if self.upkeep_due <= Instant::now() {
+            self.upkeep();
+            self.upkeep_due = Instant::now() + UPKEEP_INTERVAL;
+        }
+        self.pause_and_resume();
+    }
+
+    fn apply_changes(&mut self) {
+        while let Ok(change) = self.parts.changes.try_recv() {
+            match change {
+                Change::Assigned(source, epoch) => self.begin(source, epoch),
+                Change::Revoked(source) => {
+                    self.partitions.remove(&source);
+                }
+            }
+        }
+    }
+
+    /// Has the committed offset of a partition looked up; until then it stays paused.
+    fn begin(&mut self, source: TopicPartition, epoch: Epoch) {
+        let partition = Partition { epoch, opened: false, full: false, paused: true };
+        self.partitions.insert(source.clone(), partition);
+        // Fails only if the lookup thread is gone, which nothing but a panic there can cause; then the
+        // partition never opens, and the watchdog over progress ends the process.
+        let _ = self.parts.lookups.send(Wanted { source, epoch });
+    }
+
+    /// Seeks to where the group left off. The next turn resumes the partition.
+    fn open(&mut self, opening: Opening) {
+        let Opening { source, epoch, begin, tracker } = opening;
+        let Some(partition) = self.partitions.get_mut(&source).filter(|partition| partition.epoch == epoch) else {
+            return;
+        };
+        let offset = match begin {
+            Some(offset) => Offset::Offset(offset),
+            None if self.parts.settings.auto_offset_reset == super::config::OffsetReset::Latest => Offset::End,
+            None => Offset::Beginning,
+        };
+        if let Err(error) = self.parts.consumer.seek(&source.topic, source.partition, offset, SEEK_TIMEOUT) {
+            tracing::warn!(%error, %source, "could not seek; the committed offset is read again");
+            let _ = self.parts.lookups.send(Wanted { source, epoch });
+            return;
+        }
+        partition.opened = self.parts.ledger.open(epoch, tracker);
+        tracing::info!(%source, ?offset, "reading");
+    }
+
+    fn hand_over_aside(&mut self) {
+        if let Some(record) = self.aside.take()
+            && self.parts.ledger.is_live(&record.receipt)
+        {
+            self.hand_over(record);
+        }
+    }
+
+    /// Sends a record on, or keeps it aside.
+    fn hand_over(&mut self, record: ConsumedRecord) {
+        match self.parts.records.try_send(record) {
+            Ok(()) => count(&self.parts.stats.records, 1),
+            // Also where the receiver is gone: then nobody processes, and nothing is committed.
+            Err(mpsc::error::TrySendError::Full(record) | mpsc::error::TrySendError::Closed(record)) => {
+                self.aside = Some(record);
+            }
+        }
+    }
+
+    /// Decides whether intake as a whole halts: at once when it has to, and until the channel is half
+    /// empty.
+    fn regulate(&mut self) {
+        let capacity = self.parts.records.max_capacity();
+        let queued = capacity - self.parts.records.capacity();
+        let gate = self.parts.gate.is_open();
+        if self.aside.is_some() || !gate {
+            self.halted = true;
+        } else if queued <= capacity / 2 {
+            self.halted = false;
+        }
+        self.parts.stats.paused.store(self.halted, Ordering::Relaxed);
+        for partition in self.partitions.values_mut().filter(|partition| partition.full) {
+            partition.full = !self.parts.ledger.has_room(partition.epoch);
+        }
+    }
+
+    /// Reads positions, which pass control records, and gives partitions whose epoch was ended by a
+    /// failed commit a new one, should they still be assigned.
+    fn upkeep(&mut self) {
+        let ended: Vec<_> = self
+            .partitions
+            .iter()
+            .filter(|(_, partition)| !self.parts.ledger.is_live_epoch(partition.epoch))
+            .map(|(source, _)| source.clone())
+            .collect();
+        for source in ended {
+            self.suspend(&source);
+            let epoch = self.parts.ledger.assign(source.clone());
+            self.begin(source, epoch);
+        }
+        let Ok(positions) = self.parts.consumer.position() else { return };
+        for entry in positions.elements() {
+            let Offset::Offset(position) = entry.offset() else { continue };
+            let source = TopicPartition::new(self.intern(entry.topic()), entry.partition());
+            if let Some(partition) = self.partitions.get(&source).filter(|partition| partition.opened) {
+                self.parts.ledger.set_position(partition.epoch, position);
+            }
+        }
+    }
+
+    fn suspend(&mut self, source: &TopicPartition) {
+        let mut list = TopicPartitionList::new();
+        list.add_partition(&source.topic, source.partition);
+        if let Err(error) = self.parts.consumer.pause(&list) {
+            tracing::warn!(%error, %source, "could not pause");
+        }
+    }
+
+    fn pause_and_resume(&mut self) {
+        let (mut pause, mut resume) = (TopicPartitionList::new(), TopicPartitionList::new());
+        let mut changed = false;
+        for (source, partition) in &mut self.partitions {
+            let wanted = self.halted || partition.full || !partition.opened;
+            if wanted != partition.paused {
+                let list = if wanted { &mut pause } else { &mut resume };
+                list.add_partition(&source.topic, source.partition);
+                partition.paused = wanted;
+                changed = true;
+            }
+        }
+        if !changed {
+            return;
+        }
+        // Neither can fail for assigned partitions: librdkafka only looks them up.
+        for result in [self.parts.consumer.pause(&pause), self.parts.consumer.resume(&resume)] {
+            if let Err(error) = result {
+                tracing::warn!(%error, "could not pause or resume");
+            }
+        }
+    }
+
+    fn poll(&mut self) -> Result<(), Fatal> {
+        let watchful = self.halted
+            || self.aside.is_some()
+            || self.partitions.values().any(|partition| partition.full || !partition.opened);
+        let consumer = Arc::clone(&self.parts.consumer);
+        match consumer.poll(if watchful { WATCHFUL_POLL } else { IDLE_POLL }) {
+            None => Ok(()),
+            Some(Ok(message)) => {
+                self.receive(&message);
+                Ok(())
+            }
+            Some(Err(error)) => report(error),
+        }
+    }
+
+    fn receive(&mut self, message: &BorrowedMessage<'_>) {
+        let source = TopicPartition::new(self.intern(message.topic()), message.partition());
+        // A callback within the poll may have changed the assignment.
+        self.apply_changes();
+        let Some(partition) = self.partitions.get_mut(&source).filter(|partition| partition.opened) else {
+            return;
+        };
+        let mut delivery = self.parts.ledger.deliver(partition.epoch, message.offset());
+        if delivery == Delivery::Rewound {
+            tracing::warn!(%source, offset = message.offset(), "the log was truncated; beginning again there");
+            if let Some(epoch) = self.parts.ledger.restart(partition.epoch, message.offset()) {
+                partition.epoch = epoch;
+            }
+            delivery = self.parts.ledger.deliver(partition.epoch, message.offset());
+        }
+        partition.full = self.parts.ledger.is_full(partition.epoch);
+        match delivery {
+            Delivery::Process(receipt) => self.pass_on(consumed(receipt, message)),
+            Delivery::AlreadyDone => count(&self.parts.stats.already_done, 1),
+            // Upkeep begins the partition again from its committed offset.
+            Delivery::Rewound | Delivery::Dead => {}
+        }
+    }
+
+    /// Hands a record over; a channel that is full for a moment is given that moment.
+    fn pass_on(&mut self, record: ConsumedRecord) {
+        let deadline = Instant::now() + FULL_GRACE;
+        self.hand_over(record);
+        while self.aside.is_some() && Instant::now() < deadline && !self.parts.records.is_closed() {
+            thread::sleep(Duration::from_millis(1));
+            self.hand_over_aside();
+        }
+    }
+
+    fn intern(&self, topic: &str) -> Arc<str> {
+        match self.topics.iter().find(|known| known.as_ref() == topic) {
+            Some(known) => Arc::clone(known),
+            None => Arc::from(topic),
+        }
+    }
+
+    /// Gives the partitions back, which runs the revocation's commit, and leaves the group.
+    fn leave(&mut self) {
+        let deadline = Instant::now() + Duration::from_millis(self.parts.settings.close_timeout_ms);
+        self.parts.consumer.unsubscribe();
+        self.apply_changes();
+        while !self.partitions.is_empty() && Instant::now() < deadline {
+            // What is still fetched is dropped: nobody waits for it, and it isn't committed.
+            let _ = self.parts.consumer.poll(WATCHFUL_POLL);
+            self.parts.stats.polled();
+            self.apply_changes();
+        }
+    }
+}
+
+fn consumed(receipt: Receipt, message: &BorrowedMessage<'_>) -> ConsumedRecord {
+    ConsumedRecord {
+        receipt,
+        key: message.key().map(<[u8]>::to_vec),
+        payload: message.payload().map(<[u8]>::to_vec),
+        headers: native::headers(message),
+        timestamp_ms: message.timestamp().to_millis(),
+    }
+}
+
+/// Fatal errors end the process; all others librdkafka recovers from by itself.
+fn report(error: KafkaError) -> Result<(), Fatal> {
+    let code = error.rdkafka_error_code();
+    if matches!(error, KafkaError::MessageConsumptionFatal(_)) || code == Some(RDKafkaErrorCode::Fatal) {
+        return Err(Fatal { reason: error.to_string() });
+    }
+    tracing::warn!(%error, "the consumer reports an error and goes on");
+    Ok(())
+}

@@ -1,0 +1,110 @@
+//! Numbers about Kafka for metrics and health checks.
+
+use super::receipt::TopicPartition;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Counters and gauges, updated by the threads of this module and read by anyone.
+#[derive(Debug)]
+pub struct KafkaStats {
+    started: Instant,
+    /// Records handed to the pipeline.
+    pub records: AtomicU64,
+    /// Records passed over because an earlier assignment had finished them.
+    pub already_done: AtomicU64,
+    /// Outputs and dead letters committed.
+    pub outputs: AtomicU64,
+    /// Commits that succeeded, transactions or not.
+    pub commits: AtomicU64,
+    /// Transactions aborted, and plain commits that failed.
+    pub aborts: AtomicU64,
+    /// Producers replaced because a transaction's outcome was in doubt.
+    pub producer_replacements: AtomicU64,
+    pub assigned: AtomicU64,
+    pub revoked: AtomicU64,
+    pub lost: AtomicU64,
+    /// Whether intake is paused as a whole, by a full queue or by the gate.
+    pub paused: AtomicBool,
+    /// Milliseconds since `started` of the poll thread's last turn.
+    polled_at_ms: AtomicU64,
+    /// The same, of the last successful commit cycle, an empty one included.
+    committed_at_ms: AtomicU64,
+    lag: Mutex<BTreeMap<TopicPartition, u64>>,
+    trouble: Mutex<Option<String>>,
+}
+
+impl Default for KafkaStats {
+    fn default() -> Self {
+        Self {
+            started: Instant::now(),
+            records: AtomicU64::new(0),
+            already_done: AtomicU64::new(0),
+            outputs: AtomicU64::new(0),
+            commits: AtomicU64::new(0),
+            aborts: AtomicU64::new(0),
+            producer_replacements: AtomicU64::new(0),
+            assigned: AtomicU64::new(0),
+            revoked: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
+            paused: AtomicBool::new(false),
+            polled_at_ms: AtomicU64::new(0),
+            committed_at_ms: AtomicU64::new(0),
+            lag: Mutex::new(BTreeMap::new()),
+            trouble: Mutex::new(None),
+        }
+    }
+}
+
+impl KafkaStats {
+    /// Time since the poll thread last turned: liveness.
+    pub fn since_poll(&self) -> Duration {
+        self.since(&self.polled_at_ms)
+    }
+
+    /// Time since a commit cycle last succeeded: readiness.
+    pub fn since_commit(&self) -> Duration {
+        self.since(&self.committed_at_ms)
+    }
+
+    /// Unfinished records of each assigned partition, as last measured: high watermark minus base
+    /// minus what is done beyond it.
+    pub fn lag(&self) -> BTreeMap<TopicPartition, u64> {
+        self.lag.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What keeps commits from succeeding just now, if anything does.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn polled(&self) {
+        self.polled_at_ms.store(self.now_ms(), Ordering::Relaxed);
+    }
+
+    pub(super) fn cycle_succeeded(&self) {
+        self.committed_at_ms.store(self.now_ms(), Ordering::Relaxed);
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    pub(super) fn set_trouble(&self, reason: String) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+    }
+
+    pub(super) fn set_lag(&self, lag: BTreeMap<TopicPartition, u64>) {
+        *self.lag.lock().unwrap_or_else(PoisonError::into_inner) = lag;
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    fn since(&self, moment: &AtomicU64) -> Duration {
+        Duration::from_millis(self.now_ms().saturating_sub(moment.load(Ordering::Relaxed)))
+    }
+}
+
+pub(super) fn count(counter: &AtomicU64, by: usize) {
+    counter.fetch_add(by as u64, Ordering::Relaxed);
+}

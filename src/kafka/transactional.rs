@@ -1,0 +1,299 @@
+//! Commits in Kafka transactions: outputs, dead letters and input offsets together or not at all.
+//!
+//! The client library has no KIP-890, so a request to end one transaction that is delivered late can
+//! end the next one of the same producer. Whenever a call fails for good, times out or was slow, or a
+//! connection broke since the transaction began, the producer is replaced: `init_transactions` of the
+//! new one fences the old and ends what it left open, and then the committed offsets say what
+//! happened. Nothing is ever assumed about a commit without an answer.
+
+use super::client::ClientRole;
+use super::committer::{Cycle, Engine, Shared, Trouble, offsets_of};
+use super::ledger::Batch;
+use super::outbox::Outbox;
+use super::stats::count;
+use super::{client, lookup, native};
+use rdkafka::consumer::{Consumer, ConsumerGroupMetadata};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::Producer;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Waiting for another transaction to end takes the broker up to ten seconds.
+const COMMITTED_TIMEOUT: Duration = Duration::from_secs(15);
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+pub(super) struct Transactional {
+    shared: Shared,
+    outbox: Option<Outbox>,
+    /// A batch whose transaction has no known outcome.
+    unresolved: Option<Batch>,
+}
+
+/// How a transaction ended.
+enum Outcome {
+    Committed,
+    /// Certainly not committed.
+    Aborted(Refusal),
+    /// Perhaps committed.
+    Doubtful(String),
+}
+
+/// Why a transaction was aborted.
+struct Refusal {
+    code: Option<RDKafkaErrorCode>,
+    reason: String,
+}
+
+/// What to do after a transactional call failed.
+enum Verdict {
+    Retry,
+    Abort,
+    Replace,
+}
+
+/// librdkafka says which calls may be repeated and which transactions must be aborted; a timeout is
+/// neither here, though the library would go on waiting if called again.
+fn verdict(error: &KafkaError) -> Verdict {
+    match error {
+        KafkaError::Transaction(error) if error.is_fatal() => Verdict::Replace,
+        KafkaError::Transaction(error) if error.txn_requires_abort() => Verdict::Abort,
+        KafkaError::Transaction(error)
+            if error.is_retriable() && error.code() != RDKafkaErrorCode::OperationTimedOut =>
+        {
+            Verdict::Retry
+        }
+        _ => Verdict::Replace,
+    }
+}
+
+impl Engine for Transactional {
+    fn cycle(&mut self) -> Result<Cycle, Trouble> {
+        self.ensure_producer()?;
+        self.resolve()?;
+        let Some(member) = self.shared.member.upgrade() else { return Ok(Cycle::Clean) };
+        // Read before the batch is taken: should the group move on in between, this is the older
+        // generation, and the broker refuses it. The other way round it would accept offsets of
+        // partitions that have been given away.
+        let before = native::generation(&member);
+        let group = member.group_metadata();
+        let unfenced = before.is_none() || before != native::generation(&member);
+        drop(member);
+        let Some(group) = group.filter(|_| !unfenced) else {
+            // No member just now, so there are no partitions, or not for long.
+            return Ok(if self.shared.ledger.uncommitted() == 0 { Cycle::Clean } else { Cycle::Refused });
+        };
+        let Some(batch) = self.shared.ledger.take() else { return Ok(Cycle::Clean) };
+        self.commit(batch, &group)
+    }
+}
+
+impl Transactional {
+    pub fn new(shared: Shared) -> Self {
+        Self { shared, outbox: None, unresolved: None }
+    }
+
+    /// Makes a producer and has it end whatever an earlier one of the same transactional id left.
+    fn ensure_producer(&mut self) -> Result<(), Trouble> {
+        if self.outbox.is_some() {
+            return Ok(());
+        }
+        let settings = &self.shared.settings;
+        let outbox = Outbox::new(settings, ClientRole::Committer).map_err(|error| Trouble(error.to_string()))?;
+        let deadline = Instant::now() + settings.socket_timeout();
+        while let Err(error) = outbox.producer().init_transactions(remaining(deadline)) {
+            if matches!(verdict(&error), Verdict::Retry) && Instant::now() < deadline {
+                thread::sleep(RETRY_PAUSE);
+                continue;
+            }
+            let detail = outbox.client().last_error().map(|detail| format!(" ({detail})")).unwrap_or_default();
+            let id = settings.transactional_id();
+            retire(outbox);
+            return Err(Trouble(format!(
+                "transactions can't begin on {} as {id:?}: {error}{detail}; check the brokers, \
+                 the ACLs of the transactional id, and whether they support transactions (kafka.delivery)",
+                settings.brokers
+            )));
+        }
+        self.outbox = Some(outbox);
+        Ok(())
+    }
+
+    /// Finds out what became of the transaction in doubt. The new producer has ended it one way or
+    /// the other, and a stable read of the committed offsets shows which.
+    fn resolve(&mut self) -> Result<(), Trouble> {
+        let Some(batch) = &self.unresolved else { return Ok(()) };
+        let ledger = &self.shared.ledger;
+        let live: Vec<_> = batch.parts.iter().filter(|part| ledger.is_live_epoch(part.epoch)).collect();
+        let doubtful = |reason: String| Trouble(format!("a commit's outcome is not known yet: {reason}"));
+        if !live.is_empty() {
+            let sources: Vec<_> = live.iter().map(|part| part.source.clone()).collect();
+            let consumer =
+                client::lookup_consumer(&self.shared.settings).map_err(|error| doubtful(error.to_string()))?;
+            let found = lookup::committed(&consumer, &sources, COMMITTED_TIMEOUT)
+                .and_then(|found| found.into_iter().collect::<Result<Vec<_>, _>>())
+                .map_err(|error| doubtful(error.to_string()))?;
+            let mut happened = 0;
+            for (part, found) in live.iter().zip(found) {
+                let expected = (part.plan.base, part.plan.metadata.as_bytes());
+                if found.as_ref().is_some_and(|(base, metadata)| (*base, metadata.as_slice()) == expected) {
+                    ledger.committed(part);
+                    happened += 1;
+                } else {
+                    ledger.restage(part);
+                }
+            }
+            tracing::info!(partitions = live.len(), happened, "found out what became of a commit");
+            if happened > 0 {
+                count(&self.shared.stats.commits, 1);
+                count(&self.shared.stats.outputs, batch.outputs.len());
+            }
+        }
+        self.unresolved = None;
+        Ok(())
+    }
+
+    fn commit(&mut self, batch: Batch, group: &ConsumerGroupMetadata) -> Result<Cycle, Trouble> {
+        let Some(outbox) = self.outbox.take() else {
+            self.shared.restage(&batch);
+            return Ok(Cycle::Refused);
+        };
+        let errors = outbox.client().transport_errors();
+        let mut transaction =
+            Transaction { outbox: &outbox, patience: self.shared.settings.socket_timeout(), slow: false };
+        let message_timeout = Duration::from_millis(u64::from(self.shared.settings.message_timeout_ms));
+        let outcome = transaction.run(&batch, group, message_timeout);
+        let suspect = transaction.slow || outbox.client().transport_errors() != errors;
+        if suspect || matches!(outcome, Outcome::Doubtful(_)) {
+            tracing::info!(slow = transaction.slow, "the transactional producer is replaced");
+            count(&self.shared.stats.producer_replacements, 1);
+            retire(outbox);
+        } else {
+            self.outbox = Some(outbox);
+        }
+        match outcome {
+            Outcome::Committed => {
+                self.shared.committed(&batch);
+                Ok(Cycle::Clean)
+            }
+            Outcome::Aborted(refusal) => {
+                self.shared.restage(&batch);
+                self.refused(refusal)
+            }
+            Outcome::Doubtful(reason) => {
+                self.unresolved = Some(batch);
+                Err(Trouble(format!("a commit got no answer that settles it: {reason}")))
+            }
+        }
+    }
+
+    /// A rebalance explains most refusals, and those are part of normal life.
+    fn refused(&self, Refusal { code, reason }: Refusal) -> Result<Cycle, Trouble> {
+        match code {
+            Some(RDKafkaErrorCode::UnknownMemberId) => {
+                // The group has expelled this member, which the consumer may not know yet.
+                self.shared.ledger.kill_all();
+                Ok(Cycle::Refused)
+            }
+            Some(RDKafkaErrorCode::IllegalGeneration | RDKafkaErrorCode::RebalanceInProgress) => {
+                tracing::info!(reason, "a commit was refused during a rebalance");
+                Ok(Cycle::Refused)
+            }
+            _ => Err(Trouble(reason)),
+        }
+    }
+}
+
+/// One transaction, from begin to end.
+struct Transaction<'a> {
+    outbox: &'a Outbox,
+    patience: Duration,
+    /// Whether a call took so long that a copy of its request may still be under way.
+    slow: bool,
+}
+
+impl Transaction<'_> {
+    fn run(&mut self, batch: &Batch, group: &ConsumerGroupMetadata, message_timeout: Duration) -> Outcome {
+        let offsets = match offsets_of(batch.parts.iter()) {
+            Ok(offsets) => offsets,
+            Err(error) => return Outcome::Aborted(Refusal::of(&error)),
+        };
+        let producer = self.outbox.producer();
+        if let Err(error) = producer.begin_transaction() {
+            return Outcome::Doubtful(error.to_string());
+        }
+        let deadline = Instant::now() + message_timeout;
+        let deliveries = match self.outbox.produce(&batch.outputs, deadline) {
+            Ok(deliveries) => deliveries,
+            Err(failure) => return self.abort(Refusal { code: None, reason: failure.to_string() }),
+        };
+        if let Err(outcome) =
+            self.call(|patience| producer.send_offsets_to_transaction(&offsets, group, patience))
+        {
+            return outcome;
+        }
+        if let Err(failure) = deliveries.wait(deadline) {
+            return self.abort(Refusal { code: None, reason: failure.to_string() });
+        }
+        match self.call(|patience| producer.commit_transaction(patience)) {
+            Ok(()) => Outcome::Committed,
+            Err(outcome) => outcome,
+        }
+    }
+
+    /// Makes a call until it succeeds or may not be repeated.
+    fn call(&mut self, attempt: impl Fn(Duration) -> Result<(), KafkaError>) -> Result<(), Outcome> {
+        let result = self.repeat(attempt);
+        let Err(error) = result else { return Ok(()) };
+        match verdict(&error) {
+            Verdict::Abort => Err(self.abort(Refusal::of(&error))),
+            Verdict::Retry | Verdict::Replace => Err(Outcome::Doubtful(error.to_string())),
+        }
+    }
+
+    fn abort(&mut self, refusal: Refusal) -> Outcome {
+        let producer = self.outbox.producer();
+        match self.repeat(|patience| producer.abort_transaction(patience)) {
+            Ok(()) => Outcome::Aborted(refusal),
+            Err(error) => Outcome::Doubtful(format!("{}; and it could not be aborted: {error}", refusal.reason)),
+        }
+    }
+
+    fn repeat(&mut self, attempt: impl Fn(Duration) -> Result<(), KafkaError>) -> Result<(), KafkaError> {
+        let begun = Instant::now();
+        let deadline = begun + self.patience;
+        let result = loop {
+            match attempt(remaining(deadline)) {
+                Err(error) if matches!(verdict(&error), Verdict::Retry) && Instant::now() < deadline => {
+                    thread::sleep(RETRY_PAUSE);
+                }
+                result => break result,
+            }
+        };
+        self.slow |= begun.elapsed() > self.patience / 2;
+        result
+    }
+}
+
+impl Refusal {
+    fn of(error: &KafkaError) -> Self {
+        let code = match error {
+            KafkaError::Transaction(error) => Some(error.code()),
+            other => other.rdkafka_error_code(),
+        };
+        Self { code, reason: format!("a transaction was refused: {error}") }
+    }
+}
+
+/// librdkafka takes a timeout of 0 for "don't wait", so never quite that.
+fn remaining(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
+}
+
+/// Closes a producer elsewhere: that can block for as long as a broker doesn't answer.
+fn retire(outbox: Outbox) {
+    let spawned = thread::Builder::new().name("kafka-retire".into()).spawn(move || drop(outbox));
+    if let Err(error) = spawned {
+        // The closure, and the producer in it, was dropped right here instead.
+        tracing::warn!(%error, "no thread to close a producer on");
+    }
+}

@@ -1,0 +1,183 @@
+//! Dead letters: the input record as it came, with headers that say why one item of it failed.
+
+use super::{Header, Position, WireRecord, header_text};
+use crate::fault::ItemError;
+
+/// The prefix of every header added here.
+const PREFIX: &str = "dlq-";
+/// How often a record has been put back.
+pub const REDRIVE_COUNT_HEADER: &str = "dlq-redrive-count";
+
+/// What kind of end the item came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DeadLetterClass {
+    /// Permanently bad: putting it back unchanged changes nothing.
+    Rejected,
+    /// A passing fault that outlasted its deadline: worth putting back.
+    Dead,
+    /// It kills the process that works on it.
+    Poison,
+}
+
+impl DeadLetterClass {
+    /// The value of `dlq-class`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Rejected => "rejected",
+            Self::Dead => "dead",
+            Self::Poison => "poison",
+        }
+    }
+}
+
+/// The input record as it was consumed.
+#[derive(Clone, Copy, Debug)]
+pub struct Original<'a> {
+    pub key: Option<&'a [u8]>,
+    pub payload: Option<&'a [u8]>,
+    pub headers: &'a [Header],
+}
+
+/// Why the item failed, and in whose hands.
+#[derive(Clone, Debug)]
+pub struct Cause<'a> {
+    pub class: DeadLetterClass,
+    pub error: &'a ItemError,
+    pub position: &'a Position,
+    pub attempts: u32,
+    /// Milliseconds since the Unix epoch.
+    pub first_failed_ms: i64,
+    pub group: &'a str,
+    pub worker_version: &'a str,
+    pub model_version: &'a str,
+}
+
+/// The dead letter for one bad item: original key, bytes and headers, plus `dlq-*` headers.
+///
+/// `dlq-*` headers of an earlier round are replaced; only the redrive count goes on.
+pub fn dead_letter(original: Original<'_>, cause: &Cause<'_>) -> WireRecord {
+    let mut headers: Vec<Header> =
+        original.headers.iter().filter(|header| !header.name.starts_with(PREFIX)).cloned().collect();
+    let Position { topic, partition, offset, item } = cause.position;
+    let added: [(&str, String); 14] = [
+        ("class", cause.class.as_str().to_owned()),
+        ("code", cause.error.code.to_string()),
+        ("stage", cause.error.stage.to_string()),
+        ("message", cause.error.message.clone()),
+        ("attempts", cause.attempts.to_string()),
+        ("first-failed-ms", cause.first_failed_ms.to_string()),
+        ("origin-topic", topic.clone()),
+        ("origin-partition", partition.to_string()),
+        ("origin-offset", offset.to_string()),
+        ("item", item.to_string()),
+        ("group", cause.group.to_owned()),
+        ("worker-version", cause.worker_version.to_owned()),
+        ("model-version", cause.model_version.to_owned()),
+        ("redrive-count", redrive_count(original.headers).to_string()),
+    ];
+    headers.extend(added.into_iter().map(|(name, value)| Header::new(format!("{PREFIX}{name}"), value)));
+    WireRecord {
+        key: original.key.map(<[u8]>::to_vec),
+        payload: original.payload.map(<[u8]>::to_vec),
+        headers,
+    }
+}
+
+/// How often the record has been put back already; an unreadable count is none.
+pub fn redrive_count(headers: &[Header]) -> u32 {
+    header_text(headers, REDRIVE_COUNT_HEADER).and_then(|count| count.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fault::{ErrorCode, Stage};
+    use crate::object::ObjectRef;
+    use crate::record::input::{Item, parse};
+
+    fn position(item: u32) -> Position {
+        Position { topic: "uploads".into(), partition: 2, offset: 40, item }
+    }
+
+    fn cause<'a>(error: &'a ItemError, position: &'a Position) -> Cause<'a> {
+        Cause {
+            class: DeadLetterClass::Rejected,
+            error,
+            position,
+            attempts: 1,
+            first_failed_ms: 1_700_000_000_000,
+            group: "scorer",
+            worker_version: "0.1.0",
+            model_version: "sha256:ab",
+        }
+    }
+
+    #[test]
+    fn the_original_is_kept_byte_for_byte() {
+        let headers = vec![
+            Header { name: "odd".into(), value: Some(vec![0xff, 0xfe]) },
+            Header { name: "none".into(), value: None },
+        ];
+        let original = Original { key: Some(&[0, 1]), payload: Some(&[0xff]), headers: &headers };
+        let error = ItemError::new(ErrorCode::MalformedEvent, Stage::Parse, "no JSON");
+        let letter = dead_letter(original, &cause(&error, &position(0)));
+        assert_eq!(letter.key, Some(vec![0, 1]));
+        assert_eq!(letter.payload, Some(vec![0xff]));
+        assert_eq!(letter.headers[..2], headers[..]);
+    }
+
+    #[test]
+    fn every_documented_header_is_there_once() {
+        let error = ItemError::new(ErrorCode::ImageTruncated, Stage::Decode, "a.jpg: ends early");
+        let original = Original { key: None, payload: Some(b"{}"), headers: &[] };
+        let letter = dead_letter(original, &cause(&error, &position(3)));
+        for (name, value) in [
+            ("dlq-class", "rejected"),
+            ("dlq-code", "image_truncated"),
+            ("dlq-stage", "decode"),
+            ("dlq-message", "a.jpg: ends early"),
+            ("dlq-attempts", "1"),
+            ("dlq-first-failed-ms", "1700000000000"),
+            ("dlq-origin-topic", "uploads"),
+            ("dlq-origin-partition", "2"),
+            ("dlq-origin-offset", "40"),
+            ("dlq-item", "3"),
+            ("dlq-group", "scorer"),
+            ("dlq-worker-version", "0.1.0"),
+            ("dlq-model-version", "sha256:ab"),
+            ("dlq-redrive-count", "0"),
+        ] {
+            assert_eq!(header_text(&letter.headers, name), Some(value), "{name}");
+            assert_eq!(letter.headers.iter().filter(|header| header.name == name).count(), 1, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_second_round_replaces_the_first_and_keeps_the_count() {
+        let error = ItemError::new(ErrorCode::ImageTruncated, Stage::Decode, "first");
+        let original = Original { key: None, payload: Some(b"{}"), headers: &[] };
+        let mut once = dead_letter(original, &cause(&error, &position(0)));
+        once.headers.retain(|header| header.name != REDRIVE_COUNT_HEADER);
+        once.headers.push(Header::new(REDRIVE_COUNT_HEADER, "2"));
+        let again = ItemError::new(ErrorCode::Unsupported, Stage::Decode, "second");
+        let original = Original { key: None, payload: Some(b"{}"), headers: &once.headers };
+        let twice = dead_letter(original, &cause(&again, &position(0)));
+        assert_eq!(header_text(&twice.headers, "dlq-message"), Some("second"));
+        assert_eq!(redrive_count(&twice.headers), 2);
+        assert_eq!(twice.headers.len(), once.headers.len());
+    }
+
+    #[test]
+    fn a_letter_put_back_is_read_for_its_item_alone() {
+        let payload = br#"{"Records":[
+            {"eventName":"ObjectCreated:Put","s3":{"bucket":{"name":"b"},"object":{"key":"good.jpg"}}},
+            {"eventName":"ObjectCreated:Put","s3":{"bucket":{"name":"b"},"object":{"key":"bad.jpg"}}}]}"#;
+        let error = ItemError::new(ErrorCode::ImageTruncated, Stage::Decode, "ends early");
+        let original = Original { key: None, payload: Some(payload), headers: &[] };
+        let letter = dead_letter(original, &cause(&error, &position(1)));
+        let parsed = parse(letter.payload.as_deref(), &letter.headers, &[]);
+        assert_eq!(parsed.items.len(), 1);
+        assert_eq!(parsed.items[0].index, 1);
+        assert_eq!(parsed.items[0].outcome, Ok(Item::Score(ObjectRef::new("b", "bad.jpg"))));
+    }
+}

@@ -4,6 +4,7 @@ use std::{env, path::Path};
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-env-changed=ROC4MLLM_RELOCATABLE");
     // Set by torch-sys for its direct dependents; it follows LIBTORCH.
     let Ok(libtorch) = env::var("DEP_TCH_LIBTORCH_LIB") else {
         println!("cargo:warning=torch-sys did not say where libtorch is; run `make libtorch`");
@@ -11,9 +12,12 @@ fn main() {
     };
     // DT_RPATH rather than DT_RUNPATH: only the former also serves what the CUDA libraries load themselves.
     println!("cargo:rustc-link-arg=-Wl,--disable-new-dtags");
-    // First where `make install` puts the libraries, so that an installed binary outlives the build tree.
+    // Where `make install` puts the libraries.
     println!("cargo:rustc-link-arg=-Wl,-rpath,$ORIGIN/../lib/roc4mllm");
-    println!("cargo:rustc-link-arg=-Wl,-rpath,{libtorch}");
+    // An installed binary must not look into a folder that whoever built it may be long done with.
+    if env::var_os("ROC4MLLM_RELOCATABLE").is_none() {
+        println!("cargo:rustc-link-arg=-Wl,-rpath,{libtorch}");
+    }
     if Path::new(&libtorch).join("libtorch_cuda.so").exists() {
         // Nothing here calls into it by name, so the linker would drop it, and CUDA with it.
         println!("cargo:rustc-link-arg=-Wl,--push-state,--no-as-needed,-l:libtorch_cuda.so,--pop-state");

@@ -16,7 +16,7 @@ fail() {
 [[ $prefix == /* ]] || fail "PREFIX=$prefix is not an absolute path"
 mkdir -p "$prefix/bin" "$prefix/lib" || fail "$prefix can't be written to; choose another PREFIX or use sudo"
 
-cargo build --locked --bin roc4mllm --profile "$profile" --no-default-features --features "$features"
+ROC4MLLM_RELOCATABLE=1 cargo build --locked --bin roc4mllm --profile "$profile" --no-default-features --features "$features"
 built=${CARGO_TARGET_DIR:-target}/${profile/#dev/debug}/roc4mllm
 
 # Beside their places, so that each final rename is atomic and a running worker keeps what it has mapped.

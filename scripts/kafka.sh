@@ -34,9 +34,10 @@ trap 'rm -rf "$scratch"' EXIT
 echo "kafka: fetching Apache Kafka's jars (44 MB)"
 # The pom is copied because Maven writes beside the pom that it reads.
 cp "$here/kafka-pom.xml" "$scratch/pom.xml"
-if ! mvn --batch-mode --quiet --file "$scratch/pom.xml" \
+if ! mvn --batch-mode --quiet --no-transfer-progress --file "$scratch/pom.xml" \
     org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies \
-    -DincludeScope=runtime -DoutputDirectory="$PWD/$scratch/kafka/libs" </dev/null; then
+    -DincludeScope=runtime -DoutputDirectory="$PWD/$scratch/kafka/libs" </dev/null >"$scratch/log" 2>&1; then
+    cat "$scratch/log" >&2
     echo "kafka: Maven could not fetch the jars; check that its repository can be reached (~/.m2/settings.xml names mirrors) and run 'make setup' again" >&2
     exit 1
 fi

@@ -3,7 +3,7 @@
 
 The lean layout is the CPU-only view: the torch wheel plus two small CUDA runtime
 wheels that libtorch_cpu.so names as dependencies (540 MB to download, 490 MB kept).
-With --cuda everything that the CUDA libraries load is laid out too (2.5 GB, 4.4 GB kept).
+With --cuda everything that the CUDA libraries load is laid out too (2.5 GB, 3.6 GB kept).
 """
 
 import argparse

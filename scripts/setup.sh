@@ -37,15 +37,19 @@ fail() {
     exit 1
 }
 
+can_be_root() {
+    if ((EUID == 0)); then
+        return 0
+    fi
+    # With a terminal, sudo may ask for the password.
+    command -v sudo >/dev/null && { [[ -t 0 ]] || sudo --non-interactive true 2>/dev/null; }
+}
+
 as_root() {
     if ((EUID == 0)); then
         "$@"
-    elif ! command -v sudo >/dev/null; then
-        fail "not root, and there is no sudo: run this as root: $*"
-    elif [[ -t 0 ]]; then
-        sudo "$@"
     else
-        sudo --non-interactive "$@" || fail "sudo wants a password or refused: run this as root: $*"
+        sudo "$@"
     fi
 }
 
@@ -116,6 +120,9 @@ if ((${#missing[@]})); then
     if ! command -v apt-get >/dev/null; then
         fail "missing: ${missing[*]} (Debian's names; java means 17 or later). There is no apt-get here: install them in this system's own way and run this again"
     fi
+    if ! can_be_root; then
+        fail "missing: ${missing[*]} (java means 17 or later). There is neither root nor a sudo that answers without a password: install them with apt-get as root and run this again"
+    fi
     refresh_lists
     for index in "${!missing[@]}"; do
         [[ ${missing[index]} == java ]] && missing[index]=$(java_package)
@@ -153,7 +160,7 @@ fi
 
 # The rest is worth going on without: what needs it says so itself.
 if wants photos && ! python3 scripts/photos.py --check "$deps/photos"; then
-    if command -v apt-cache >/dev/null && ! apt-cache show mate-backgrounds >/dev/null 2>&1; then
+    if can_be_root && command -v apt-cache >/dev/null && ! apt-cache show mate-backgrounds >/dev/null 2>&1; then
         (refresh_lists) || true
     fi
     python3 scripts/photos.py "$deps/photos" ||

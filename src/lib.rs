@@ -15,6 +15,7 @@ pub mod record;
 pub mod report;
 pub mod retry;
 pub mod score;
+pub mod score_command;
 pub mod store;
 pub mod telemetry;
 pub mod worker;

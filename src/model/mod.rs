@@ -1,1 +1,20 @@
-//! TODO
+//! The network: checkpoints, tokenizer, prompt, the model families, score head and decoding.
+//!
+//! Tensors live in this module and nowhere else.
+
+pub mod attention;
+pub mod checkpoint;
+pub mod config;
+pub mod decode;
+pub mod device;
+pub mod error;
+pub mod family;
+mod fields;
+pub mod kv_cache;
+pub mod layers;
+pub mod mplug_owl2;
+pub mod parameters;
+pub mod rope;
+pub mod score_head;
+pub mod scorer;
+pub mod settings;

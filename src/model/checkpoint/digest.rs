@@ -1,0 +1,108 @@
+//! The version of a checkpoint: a digest of what is in its files.
+
+use super::{Checkpoint, error::CheckpointError};
+use sha2::{Digest as _, Sha256};
+use std::{
+    fmt::Write,
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Mutex,
+    thread,
+};
+
+/// Files beside the weights that change what the model answers.
+const SETTINGS_FILES: [&str; 7] = [
+    "added_tokens.json",
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "special_tokens_map.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+];
+
+/// A checkpoint's version and the files it stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Digest {
+    /// `sha256:` and 64 hexadecimal digits: equal for folders of equal content, whatever their path.
+    pub version: String,
+    /// Sorted by name.
+    pub files: Vec<FileDigest>,
+}
+
+/// One file of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FileDigest {
+    pub name: String,
+    pub bytes: u64,
+    /// 64 hexadecimal digits.
+    pub sha256: String,
+}
+
+impl Checkpoint {
+    /// Hashes the weight files and the settings beside them, each file once, as many at a time as
+    /// there are cores.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`] naming the file that can't be read.
+    pub fn digest(&self) -> Result<Digest, CheckpointError> {
+        let mut paths: Vec<PathBuf> = self.index.files.iter().map(|file| file.path.clone()).collect();
+        let index = self.index.sharded.then(|| self.index.format.index_name());
+        for name in SETTINGS_FILES.into_iter().map(str::to_owned).chain(index) {
+            let path = self.folder.join(name);
+            if path.exists() {
+                paths.push(path);
+            }
+        }
+        let workers = thread::available_parallelism().map_or(1, usize::from).min(paths.len());
+        let (queue, results) = (Mutex::new(paths.into_iter()), Mutex::new(Vec::new()));
+        thread::scope(|scope| {
+            for _ in 0..workers {
+                scope.spawn(|| {
+                    while let Some(path) = locked(&queue).next() {
+                        let result = hash_file(&path);
+                        locked(&results).push(result);
+                    }
+                });
+            }
+        });
+        let results = results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut files = results.into_iter().collect::<Result<Vec<_>, _>>()?;
+        files.sort();
+        let mut hasher = Sha256::new();
+        for file in &files {
+            hasher.update(format!("{}\n{}\n{}\n", file.name, file.bytes, file.sha256));
+        }
+        Ok(Digest { version: format!("sha256:{}", hexadecimal(&hasher.finalize())), files })
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn hash_file(path: &Path) -> Result<FileDigest, CheckpointError> {
+    let mut file = File::open(path).map_err(CheckpointError::io(path, "opening"))?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0_u8; 1 << 20];
+    let mut bytes = 0;
+    loop {
+        let count = file.read(&mut buffer).map_err(CheckpointError::io(path, "reading"))?;
+        if count == 0 {
+            break;
+        }
+        hasher.update(&buffer[..count]);
+        bytes += count as u64;
+    }
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Ok(FileDigest { name, bytes, sha256: hexadecimal(&hasher.finalize()) })
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String can't fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

@@ -1,0 +1,162 @@
+//! Keys and values of the positions that a language model has seen, row by row.
+
+use tch::{Device, Kind, TchError, Tensor};
+
+/// Preallocated keys and values of every layer, with a length per row.
+///
+/// Rows advance unevenly: each has its own length, and what lies behind it is never attended to.
+pub struct KvCache {
+    layers: Vec<Layer>,
+    lengths: Vec<i64>,
+    capacity: i64,
+}
+
+/// `[rows, kv_heads, capacity, head_dim]` each; zero where nothing was written yet, since a masked
+/// position still enters the weighted sum with weight 0 and must not be NaN.
+struct Layer {
+    keys: Tensor,
+    values: Tensor,
+}
+
+/// The dimensions of a cache that the model fixes.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheShape {
+    pub layers: usize,
+    pub kv_heads: i64,
+    pub head_dim: i64,
+    pub kind: Kind,
+    pub device: Device,
+}
+
+/// Where the next block of positions goes in each row.
+pub struct Placement {
+    /// First new position of each row; one entry where all rows agree.
+    starts: Vec<i64>,
+    count: i64,
+    end: i64,
+    /// `[rows, 1, count, 1]` positions, where rows disagree.
+    index: Option<Tensor>,
+}
+
+impl Placement {
+    /// First new position of each row; one entry where all rows agree.
+    pub fn starts(&self) -> &[i64] {
+        &self.starts
+    }
+
+    /// New positions of each row.
+    pub fn count(&self) -> i64 {
+        self.count
+    }
+
+    /// Positions of the longest row once the block is in.
+    pub fn end(&self) -> i64 {
+        self.end
+    }
+}
+
+impl KvCache {
+    /// An empty cache of `rows` rows that holds `capacity` positions before it has to grow.
+    pub fn new(shape: CacheShape, rows: i64, capacity: i64) -> Result<Self, TchError> {
+        let size = [rows, shape.kv_heads, capacity, shape.head_dim];
+        let zeros = || Tensor::f_zeros(size, (shape.kind, shape.device));
+        let layers =
+            (0..shape.layers).map(|_| Ok(Layer { keys: zeros()?, values: zeros()? })).collect::<Result<_, TchError>>()?;
+        Ok(Self { layers, lengths: vec![0; usize::try_from(rows).unwrap_or(0)], capacity })
+    }
+
+    pub fn rows(&self) -> usize {
+        self.lengths.len()
+    }
+
+    /// Positions held by each row.
+    pub fn lengths(&self) -> &[i64] {
+        &self.lengths
+    }
+
+    /// Makes room for `count` more positions in every row and says where they go.
+    pub fn place(&mut self, count: i64) -> Result<Placement, TchError> {
+        let longest = self.lengths.iter().copied().max().unwrap_or(0);
+        let end = longest + count;
+        if end > self.capacity {
+            self.grow(end.max(self.capacity + self.capacity / 2))?;
+        }
+        if self.lengths.iter().all(|&length| length == longest) {
+            return Ok(Placement { starts: vec![longest], count, end, index: None });
+        }
+        let device = self.device();
+        let starts = Tensor::f_from_slice(&self.lengths)?.f_to_device(device)?.f_view([-1, 1, 1, 1])?;
+        let offsets = Tensor::f_arange(count, (Kind::Int64, device))?.f_view([1, 1, count, 1])?;
+        let index = Some(starts.f_add(&offsets)?);
+        Ok(Placement { starts: self.lengths.clone(), count, end, index })
+    }
+
+    /// Writes one layer's new keys and values, `[rows, kv_heads, count, head_dim]`, and returns
+    /// views of all of them, `[rows, kv_heads, end, head_dim]`.
+    ///
+    /// The lengths stay as they are until [`Self::advance`]: every layer writes the same positions.
+    pub fn write(
+        &mut self,
+        layer: usize,
+        keys: &Tensor,
+        values: &Tensor,
+        placement: &Placement,
+    ) -> Result<(Tensor, Tensor), TchError> {
+        let layer = &mut self.layers[layer];
+        let view = |cached: &mut Tensor, new: &Tensor| -> Result<Tensor, TchError> {
+            match &placement.index {
+                None => {
+                    let start = placement.starts[0];
+                    cached.f_narrow(2, start, placement.count)?.f_copy_(new)?;
+                }
+                Some(index) => {
+                    let _ = cached.f_scatter_(2, &index.f_expand(new.size(), false)?, new)?;
+                }
+            }
+            cached.f_narrow(2, 0, placement.end)
+        };
+        Ok((view(&mut layer.keys, keys)?, view(&mut layer.values, values)?))
+    }
+
+    /// Counts a block that every layer has written.
+    pub fn advance(&mut self, placement: &Placement) {
+        for length in &mut self.lengths {
+            *length += placement.count;
+        }
+    }
+
+    /// Forgets a row's positions from `length` on.
+    pub fn truncate(&mut self, row: usize, length: i64) {
+        self.lengths[row] = self.lengths[row].min(length);
+    }
+
+    /// Keeps only the named rows, in that order.
+    pub fn keep_rows(&mut self, rows: &[i64]) -> Result<(), TchError> {
+        let index = Tensor::f_from_slice(rows)?.f_to_device(self.device())?;
+        for layer in &mut self.layers {
+            layer.keys = layer.keys.f_index_select(0, &index)?;
+            layer.values = layer.values.f_index_select(0, &index)?;
+        }
+        self.lengths = rows.iter().filter_map(|&row| self.lengths.get(usize::try_from(row).ok()?).copied()).collect();
+        Ok(())
+    }
+
+    fn grow(&mut self, capacity: i64) -> Result<(), TchError> {
+        let old = self.capacity;
+        for layer in &mut self.layers {
+            for cached in [&mut layer.keys, &mut layer.values] {
+                let mut size = cached.size();
+                size[2] = capacity;
+                let larger = Tensor::f_zeros(size, (cached.kind(), cached.device()))?;
+                larger.f_narrow(2, 0, old)?.f_copy_(cached)?;
+                *cached = larger;
+            }
+        }
+        self.capacity = capacity;
+        Ok(())
+    }
+
+    fn device(&self) -> Device {
+        self.layers.first().map_or(Device::Cpu, |layer| layer.keys.device())
+    }
+}

@@ -1,0 +1,178 @@
+//! The language model: LLaMA-2 with keys, values and norms per modality.
+
+use super::multiway::{MultiwayLinear, MultiwayRmsNorm, Segments};
+use crate::model::{
+    attention::{CausalMask, attend, split_heads},
+    config::LanguageConfig,
+    error::ModelError,
+    family::Block,
+    kv_cache::{CacheShape, KvCache, Placement},
+    layers::{Linear, rms_normalize},
+    parameters::Scope,
+    rope::{RotaryEmbedding, Rotation},
+};
+use tch::{TchError, Tensor};
+
+/// A decoder-only transformer over embeddings that are text or image.
+pub struct LanguageModel {
+    embed_tokens: Tensor,
+    layers: Vec<Layer>,
+    norm: Tensor,
+    lm_head: Tensor,
+    rotary: RotaryEmbedding,
+    rms_norm_eps: f64,
+    /// Query heads that share one key head.
+    groups: i64,
+    cache_shape: CacheShape,
+}
+
+struct Layer {
+    input_layernorm: MultiwayRmsNorm,
+    q_proj: Linear,
+    k_proj: MultiwayLinear,
+    v_proj: MultiwayLinear,
+    o_proj: Linear,
+    post_attention_layernorm: MultiwayRmsNorm,
+    gate_proj: Linear,
+    up_proj: Linear,
+    down_proj: Linear,
+    heads: i64,
+    kv_heads: i64,
+}
+
+/// What all layers share in one pass over a block.
+struct Pass {
+    placement: Placement,
+    rotation: Rotation,
+    mask: CausalMask,
+    segments: Segments,
+}
+
+impl LanguageModel {
+    /// `scope` is the whole checkpoint: the head lies beside the model in it.
+    pub fn new(scope: &Scope<'_>, config: &LanguageConfig) -> Result<Self, ModelError> {
+        let model = scope.child("model");
+        let embed_tokens = model.tensor("embed_tokens.weight")?;
+        let lm_head =
+            if config.tie_word_embeddings { embed_tokens.shallow_clone() } else { scope.tensor("lm_head.weight")? };
+        let layers = model.child("layers");
+        let layers = (0..config.num_hidden_layers)
+            .map(|index| Layer::new(&layers.child(index), config))
+            .collect::<Result<Vec<_>, _>>()?;
+        let device = embed_tokens.device();
+        let head_dim = config.head_dim();
+        let rotary = RotaryEmbedding::new(
+            head_dim,
+            config.rope_theta,
+            config.rope_scaling,
+            config.max_position_embeddings,
+            device,
+        )
+        .map_err(|source| ModelError::Torch { doing: "laying out rotary frequencies", source })?;
+        let cache_shape = CacheShape {
+            layers: layers.len(),
+            kv_heads: config.num_key_value_heads,
+            head_dim,
+            kind: embed_tokens.kind(),
+            device,
+        };
+        Ok(Self {
+            norm: model.tensor("norm.weight")?,
+            embed_tokens,
+            layers,
+            lm_head,
+            rotary,
+            rms_norm_eps: config.rms_norm_eps,
+            groups: config.num_attention_heads / config.num_key_value_heads,
+            cache_shape,
+        })
+    }
+
+    /// Token ids of any shape to embeddings `[.., hidden]`.
+    pub fn embed(&self, ids: &Tensor) -> Result<Tensor, TchError> {
+        Tensor::f_embedding(&self.embed_tokens, ids, -1, false, false)
+    }
+
+    pub fn cache_shape(&self) -> CacheShape {
+        self.cache_shape
+    }
+
+    /// Appends a block to every row of `cache`; gives the normalised hidden states
+    /// `[rows, count, hidden]`.
+    pub fn forward(&self, block: &Block<'_>, cache: &mut KvCache) -> Result<Tensor, TchError> {
+        self.forward_observed(block, cache, |_| ())
+    }
+
+    /// As [`Self::forward`], showing what each layer gives to `observe`, then the final norm.
+    pub fn forward_observed(
+        &self,
+        block: &Block<'_>,
+        cache: &mut KvCache,
+        mut observe: impl FnMut(&Tensor),
+    ) -> Result<Tensor, TchError> {
+        let count = block.embeddings.size()[1];
+        let placement = cache.place(count)?;
+        let pass = Pass {
+            rotation: self.rotary.rotation(&placement, self.cache_shape.kind)?,
+            mask: CausalMask::new(&placement, self.groups, self.cache_shape.device)?,
+            segments: Segments::new(count, &block.image),
+            placement,
+        };
+        let mut hidden = block.embeddings.shallow_clone();
+        for (index, layer) in self.layers.iter().enumerate() {
+            hidden = layer.forward(&hidden, &pass, index, cache)?;
+            observe(&hidden);
+        }
+        cache.advance(&pass.placement);
+        let hidden = rms_normalize(&hidden, self.rms_norm_eps)?.f_mul(&self.norm)?;
+        observe(&hidden);
+        Ok(hidden)
+    }
+
+    /// Normalised hidden states `[.., hidden]` to logits `[.., vocabulary]`, in the model's type.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor, TchError> {
+        hidden.f_linear(&self.lm_head, None::<&Tensor>)
+    }
+}
+
+impl Layer {
+    fn new(scope: &Scope<'_>, config: &LanguageConfig) -> Result<Self, ModelError> {
+        let attention = scope.child("self_attn");
+        let mlp = scope.child("mlp");
+        let eps = config.rms_norm_eps;
+        Ok(Self {
+            input_layernorm: MultiwayRmsNorm::new(scope, "input_layernorm", eps)?,
+            q_proj: attention.linear("q_proj")?,
+            k_proj: MultiwayLinear::new(&attention, "k_proj")?,
+            v_proj: MultiwayLinear::new(&attention, "v_proj")?,
+            o_proj: attention.linear("o_proj")?,
+            post_attention_layernorm: MultiwayRmsNorm::new(scope, "post_attention_layernorm", eps)?,
+            gate_proj: mlp.linear("gate_proj")?,
+            up_proj: mlp.linear("up_proj")?,
+            down_proj: mlp.linear("down_proj")?,
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
+        })
+    }
+
+    fn forward(
+        &self,
+        input: &Tensor,
+        pass: &Pass,
+        index: usize,
+        cache: &mut KvCache,
+    ) -> Result<Tensor, TchError> {
+        let normed = self.input_layernorm.forward(input, &pass.segments)?;
+        let query = split_heads(&self.q_proj.forward(&normed)?, self.heads)?;
+        let keys = split_heads(&self.k_proj.forward(&normed, &pass.segments)?, self.kv_heads)?;
+        let values = split_heads(&self.v_proj.forward(&normed, &pass.segments)?, self.kv_heads)?;
+        let (keys, values) =
+            cache.write(index, &pass.rotation.apply(&keys)?, &values, &pass.placement)?;
+        let attended = attend(&pass.rotation.apply(&query)?, &keys, &values, &pass.mask)?;
+        let hidden = input.f_add(&self.o_proj.forward(&attended)?)?;
+
+        let normed = self.post_attention_layernorm.forward(&hidden, &pass.segments)?;
+        let gate = self.gate_proj.forward(&normed)?.f_silu()?;
+        hidden.f_add(&self.down_proj.forward(&gate.f_mul(&self.up_proj.forward(&normed)?)?)?)
+    }
+}

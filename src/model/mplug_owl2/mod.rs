@@ -1,0 +1,106 @@
+//! The mPLUG-Owl2 family (Ye et al. 2023) with ROC4MLLM's vocabulary: vision model, visual
+//! abstractor, and a LLaMA-2 whose keys, values and norms know text from image.
+
+mod abstractor;
+mod language;
+mod multiway;
+mod vision;
+
+pub use self::{abstractor::VisualAbstractor, language::LanguageModel, vision::VisionModel};
+use super::{
+    config::ModelConfig,
+    error::ModelError,
+    family::{Block, Family},
+    kv_cache::KvCache,
+    parameters::Parameters,
+};
+use tch::{Device, Kind, TchError, Tensor};
+
+/// The whole network.
+pub struct MplugOwl2 {
+    config: ModelConfig,
+    parameters: Parameters,
+    vision: VisionModel,
+    abstractor: VisualAbstractor,
+    language: LanguageModel,
+}
+
+impl MplugOwl2 {
+    /// Builds the network from parameters that already are where, and of the type, they are to be
+    /// computed with.
+    ///
+    /// # Errors
+    /// [`ModelError::MissingTensor`] when a parameter that `config` calls for isn't there.
+    pub fn new(config: ModelConfig, parameters: Parameters) -> Result<Self, ModelError> {
+        let root = parameters.root();
+        let model = root.child("model");
+        let vision = VisionModel::new(&model.child("vision_model"), &config.vision)?;
+        let abstractor = VisualAbstractor::new(&model.child("visual_abstractor"), &config.abstractor)?;
+        let language = LanguageModel::new(&root, &config.language)?;
+        Ok(Self { config, parameters, vision, abstractor, language })
+    }
+
+    /// Every parameter by its checkpoint name; the network computes with these very tensors.
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    pub fn vision(&self) -> &VisionModel {
+        &self.vision
+    }
+
+    pub fn abstractor(&self) -> &VisualAbstractor {
+        &self.abstractor
+    }
+
+    pub fn language(&self) -> &LanguageModel {
+        &self.language
+    }
+}
+
+impl Family for MplugOwl2 {
+    fn image_size(&self) -> i64 {
+        self.config.vision.image_size
+    }
+
+    fn image_positions(&self) -> i64 {
+        self.config.image_positions()
+    }
+
+    fn max_positions(&self) -> i64 {
+        self.config.language.max_position_embeddings
+    }
+
+    fn device(&self) -> Device {
+        self.language.cache_shape().device
+    }
+
+    fn kind(&self) -> Kind {
+        self.language.cache_shape().kind
+    }
+
+    fn encode_images(&self, pixels: &Tensor) -> Result<Tensor, TchError> {
+        let patches = self.vision.forward(&pixels.f_to_kind(self.kind())?)?;
+        self.abstractor.forward(&patches)
+    }
+
+    fn embed(&self, ids: &Tensor) -> Result<Tensor, TchError> {
+        self.language.embed(ids)
+    }
+
+    fn new_cache(&self, rows: i64, capacity: i64) -> Result<KvCache, TchError> {
+        KvCache::new(self.language.cache_shape(), rows, capacity)
+    }
+
+    fn forward(&self, block: &Block<'_>, cache: &mut KvCache) -> Result<Tensor, TchError> {
+        self.language.forward(block, cache)
+    }
+
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor, TchError> {
+        self.language.logits(hidden)
+    }
+}

@@ -1,0 +1,110 @@
+//! The `model` section of the configuration.
+
+use super::device::{Device, Dtype};
+use serde::{Deserialize, Serialize};
+use std::{convert::Infallible, fmt, str::FromStr};
+
+/// Which model scores, on what, and what it is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelSettings {
+    /// A folder in Hugging Face layout, an `s3://` address, or `champion`. Loading takes a folder:
+    /// the caller resolves the others to one first.
+    pub checkpoint: String,
+    /// `cpu`, `cuda` or `cuda:N`.
+    pub device: Device,
+    /// `auto`, `f32`, `bf16` or `f16`.
+    pub dtype: Dtype,
+    /// `assess`, `arch` or the question itself.
+    pub prompt: PromptChoice,
+    /// Decimals that scores are rounded to inside the answer's text. Scores themselves stay unrounded.
+    pub precision: u8,
+    /// CPU threads of one tensor operation; 0 takes every core this process may use.
+    pub threads: usize,
+}
+
+impl Default for ModelSettings {
+    fn default() -> Self {
+        Self {
+            checkpoint: String::new(),
+            device: Device::default(),
+            dtype: Dtype::default(),
+            prompt: PromptChoice::default(),
+            precision: 4,
+            threads: 0,
+        }
+    }
+}
+
+/// What the model is asked about an image. Written `assess`, `arch`, or as the question itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub enum PromptChoice {
+    /// The prompt of the reference's `Assessment`.
+    #[default]
+    Assess,
+    /// The prompt of the reference's `ROC4MLLMArch`: the answer's beginning is given, so that
+    /// `[SCORE]` is the first token to come.
+    Arch,
+    /// A question of one's own, put in the place of the usual one.
+    Text(String),
+}
+
+impl fmt::Display for PromptChoice {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Assess => "assess",
+            Self::Arch => "arch",
+            Self::Text(text) => text,
+        })
+    }
+}
+
+impl FromStr for PromptChoice {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(text.to_owned().into())
+    }
+}
+
+impl From<String> for PromptChoice {
+    fn from(text: String) -> Self {
+        match text.as_str() {
+            "assess" => Self::Assess,
+            "arch" => Self::Arch,
+            _ => Self::Text(text),
+        }
+    }
+}
+
+impl From<PromptChoice> for String {
+    fn from(choice: PromptChoice) -> Self {
+        choice.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_survive_a_round_trip() {
+        let settings = ModelSettings {
+            device: Device::Cuda(2),
+            dtype: Dtype::Bf16,
+            prompt: PromptChoice::Text("How sharp is it?".into()),
+            ..ModelSettings::default()
+        };
+        let text = serde_json::to_string(&settings).unwrap();
+        assert!(text.contains(r#""device":"cuda:2""#), "{text}");
+        assert_eq!(serde_json::from_str::<ModelSettings>(&text).unwrap(), settings);
+    }
+
+    #[test]
+    fn unknown_names_are_refused_with_the_known_ones() {
+        let message = serde_json::from_str::<ModelSettings>(r#"{"dtype":"fp8"}"#).unwrap_err().to_string();
+        assert!(message.contains("`fp8`") && message.contains("bf16"), "{message}");
+        assert!(serde_json::from_str::<ModelSettings>(r#"{"batch":1}"#).is_err());
+    }
+}

@@ -20,7 +20,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex},
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tokio::sync::{oneshot, watch};
 
@@ -343,3 +343,6 @@ fn run_batch(runner: &mut Runner, works: Vec<Work>) -> Result<(), EngineFailure>
 fn about(name: &str, error: ItemError) -> ItemError {
     ItemError::new(error.code, error.stage, format!("{name}: {}", error.message))
 }
+
+#[cfg(test)]
+mod tests;

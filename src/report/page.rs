@@ -6,7 +6,7 @@ use super::{
 };
 use crate::fault::ItemError;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use maud::{DOCTYPE, Markup, PreEscaped, html};
+use maud::{DOCTYPE, Markup, PreEscaped, Render, html};
 use sha2::{Digest, Sha256};
 use std::io::{self, Write};
 use time::macros::format_description;
@@ -21,8 +21,8 @@ pub fn write(out: &mut impl Write, meta: &ReportMeta, entries: &[Entry]) -> io::
         .iter()
         .filter_map(|entry| entry.outcome.as_ref().err().map(|error| (entry, error)))
         .collect();
-    out.write_all(b"<!DOCTYPE html>\n<html lang=\"en\">")?;
-    debug_assert_eq!(DOCTYPE.0, "<!DOCTYPE html>");
+    emit(out, DOCTYPE)?;
+    out.write_all(b"<html lang=\"en\">")?;
     emit(out, head(meta))?;
     out.write_all(b"<body>")?;
     emit(out, introduction(meta, &scores, rejected.len()))?;
@@ -47,8 +47,8 @@ pub fn write(out: &mut impl Write, meta: &ReportMeta, entries: &[Entry]) -> io::
     out.write_all(b"</body></html>\n")
 }
 
-fn emit(out: &mut impl Write, markup: Markup) -> io::Result<()> {
-    out.write_all(markup.0.as_bytes())
+fn emit(out: &mut impl Write, markup: impl Render) -> io::Result<()> {
+    out.write_all(markup.render().0.as_bytes())
 }
 
 /// The source expression of a content security policy that allows just this inline text.
@@ -153,9 +153,10 @@ fn card(rank: usize, entry: &Entry, score: &EntryScore, range: (f64, f64)) -> Ma
             article {
                 div.photo {
                     @match &entry.thumbnail {
-                        Some(jpeg) => img src=(format!("data:image/jpeg;base64,{}", STANDARD.encode(jpeg)))
-                            alt=(entry.image) loading="lazy" decoding="async",
-                        None => p.no-photo { "no preview" },
+                        Some(jpeg) => {
+                            img src=(data_address(jpeg)) alt=(entry.image) loading="lazy" decoding="async";
+                        }
+                        None => { p.no-photo { "no preview" } }
                     }
                     span.rank { span.sr { "Rank " } (rank) }
                 }
@@ -191,7 +192,7 @@ fn rejections(rejected: &[(&Entry, &ItemError)]) -> Markup {
                     @let (reason, remedy) = reason_and_remedy(&entry.image, error);
                     li {
                         @if let Some(jpeg) = &entry.thumbnail {
-                            img src=(format!("data:image/jpeg;base64,{}", STANDARD.encode(jpeg))) alt="" loading="lazy";
+                            img src=(data_address(jpeg)) alt="" loading="lazy" decoding="async";
                         }
                         div {
                             p.name { (entry.image) }
@@ -235,6 +236,10 @@ fn footer(meta: &ReportMeta) -> Markup {
         }
         script { (PreEscaped(SCRIPT)) }
     }
+}
+
+fn data_address(jpeg: &[u8]) -> String {
+    format!("data:image/jpeg;base64,{}", STANDARD.encode(jpeg))
 }
 
 fn count(number: usize, noun: &str) -> String {

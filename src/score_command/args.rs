@@ -21,7 +21,7 @@ pub struct ScoreArgs {
     pub inputs: Vec<String>,
 
     /// Checkpoint folder in Hugging Face layout
-    #[arg(long, value_name = "DIR", env = "ROC4MLLM_CHECKPOINT")]
+    #[arg(long, value_name = "DIR")]
     pub checkpoint: PathBuf,
 
     /// Where to compute: `cpu`, `cuda` or `cuda:N`

@@ -168,3 +168,99 @@ fn leave(cache: &mut KvCache, active: &mut Vec<usize>, kept: &[usize]) -> Result
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{
+        mplug_owl2::MplugOwl2,
+        synthetic::{config, network, noise},
+    };
+    use std::collections::BTreeSet;
+
+    fn options() -> GreedyOptions {
+        GreedyOptions { end_tokens: Vec::new(), score_token: -1, bins: 5, max_new_tokens: 10 }
+    }
+
+    fn pixels(images: i64) -> Tensor {
+        noise(&[images, 3, 12, 12], 77) * 4.0
+    }
+
+    fn run(model: &MplugOwl2, pixels: &Tensor, options: &GreedyOptions) -> Vec<Generated> {
+        let prompt = EmbeddedPrompt::new(model, &[1, 5, 9, 3], &[8, 30]).unwrap();
+        let (embeddings, image) = prompt.around(&model.encode_images(pixels).unwrap()).unwrap();
+        generate(model, &embeddings, image, options).unwrap()
+    }
+
+    /// Options under which the rows of a batch end at different steps and choose score tokens.
+    fn telling_options(model: &MplugOwl2, pixels: &Tensor) -> GreedyOptions {
+        let free = run(model, pixels, &options());
+        let ends = |token: i64| {
+            let rows = free.iter().map(|answer| answer.tokens.iter().position(|&other| other == token));
+            rows.collect::<BTreeSet<_>>().len()
+        };
+        let most_uneven = free.iter().flat_map(|answer| &answer.tokens[2..]).max_by_key(|&&token| ends(token));
+        GreedyOptions { end_tokens: vec![*most_uneven.unwrap()], score_token: free[1].tokens[1], ..options() }
+    }
+
+    #[test]
+    fn an_image_gets_the_same_answer_alone_and_anywhere_in_a_batch() {
+        let model = network(config());
+        let pixels = pixels(4);
+        let options = telling_options(&model, &pixels);
+        let together = run(&model, &pixels, &options);
+        let steps: Vec<usize> = together.iter().map(|answer| answer.tokens.len()).collect();
+        assert!(steps.iter().any(|&count| count != steps[0]), "{steps:?}");
+        assert!(together.iter().any(|answer| !answer.score_logits.is_empty()));
+
+        let order = [2, 0, 3, 1];
+        let shuffled = run(&model, &pixels.index_select(0, &Tensor::from_slice(&order)), &options);
+        for (position, &row) in order.iter().enumerate() {
+            let alone = run(&model, &pixels.narrow(0, row, 1), &options);
+            for other in [&shuffled[position], &together[row as usize]] {
+                assert_eq!(alone[0].tokens, other.tokens);
+                assert_eq!(alone[0].forwards as usize, alone[0].tokens.len());
+                for (one, other) in alone[0].score_logits.iter().flatten().zip(other.score_logits.iter().flatten())
+                {
+                    assert!((one - other).abs() < 1e-4);
+                }
+                assert_eq!(alone[0].score_logits.len(), other.score_logits.len());
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_without_an_end_stops_at_the_cap() {
+        let model = network(config());
+        let answers = run(&model, &pixels(2), &GreedyOptions { max_new_tokens: 40, ..options() });
+        assert!(answers.iter().all(|answer| answer.tokens.len() == 40 && answer.forwards == 40));
+        assert!(run(&model, &pixels(1), &GreedyOptions { max_new_tokens: 0, ..options() })[0].tokens.is_empty());
+    }
+
+    #[test]
+    fn a_broken_image_breaks_no_other() {
+        let model = network(config());
+        let whole = pixels(3);
+        let expected = run(&model, &whole, &options());
+        let broken = whole.copy();
+        let _ = broken.get(1).fill_(f64::NAN);
+        let answers = run(&model, &broken, &options());
+        assert!(answers[1].broken && answers[1].tokens.is_empty());
+        assert_eq!((&answers[0].tokens, &answers[2].tokens), (&expected[0].tokens, &expected[2].tokens));
+        assert!(!answers[0].broken && !answers[2].broken);
+    }
+
+    #[test]
+    fn scores_are_the_last_logits_where_the_score_token_was_chosen() {
+        let model = network(config());
+        let pixels = pixels(2);
+        let options = telling_options(&model, &pixels);
+        let answers = run(&model, &pixels, &options);
+        assert!(answers.iter().any(|answer| answer.tokens.contains(&options.score_token)));
+        for answer in answers {
+            let chosen = answer.tokens.iter().filter(|&&token| token == options.score_token).count();
+            assert_eq!(answer.score_logits.len(), chosen);
+            assert!(answer.score_logits.iter().all(|logits| logits.len() == 5));
+        }
+    }
+}

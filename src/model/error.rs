@@ -1,6 +1,8 @@
 //! Why a model can't be loaded.
 
-use super::{device::Device, fields::ConfigError};
+use super::{
+    checkpoint::CheckpointError, device::Device, prompt::PromptError, tokenizer::TokenizerError,
+};
 use crate::fault::Disposition;
 use tch::TchError;
 
@@ -10,9 +12,30 @@ pub enum ModelError {
     /// The device that was asked for can't be used.
     #[error("device {device}: {reason} {remedy}")]
     Device { device: Device, reason: String, remedy: &'static str },
-    /// A settings file of the checkpoint can't be used.
+    /// The checkpoint folder can't be used.
     #[error(transparent)]
-    Config(#[from] ConfigError),
+    Checkpoint(#[from] CheckpointError),
+    /// Its tokenizer can't be used.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The prompt can't be used.
+    #[error(transparent)]
+    Prompt(#[from] PromptError),
+    /// The folder holds a network of a kind that isn't built here.
+    #[error("{checkpoint}: model_type `{model_type}` is unknown; use a checkpoint of type `mplug_owl2`")]
+    UnknownFamily { checkpoint: String, model_type: String },
+    /// The folder holds a network without score tokens.
+    #[error(
+        "{checkpoint}: config.json names no score tokens (`score_id`), so this is not a ROC4MLLM checkpoint; \
+         use one, or grow its vocabulary with `roc4mllm train --num-tokens`"
+    )]
+    NoScoreTokens { checkpoint: String },
+    /// The prompt leaves no room for an answer.
+    #[error(
+        "{checkpoint}: the prompt and its image take {positions} positions, but config.json's \
+         max_position_embeddings is {limit}; use a shorter prompt"
+    )]
+    PromptTooLong { checkpoint: String, positions: i64, limit: i64 },
     /// The network needs a parameter that wasn't loaded.
     #[error("the checkpoint lacks the tensor `{0}`; take a complete checkpoint, or correct its config.json")]
     MissingTensor(String),

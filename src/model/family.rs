@@ -21,7 +21,7 @@ impl<'a> Block<'a> {
 
 /// A multimodal language model that carries ROC4MLLM's score head. A family is one folder beside
 /// this file and one implementation of this trait; nothing outside the folder knows its insides.
-pub trait Family {
+pub trait Family: Send {
     /// Edge of the square input, in pixels.
     fn image_size(&self) -> i64;
 

@@ -14,7 +14,11 @@ pub mod kv_cache;
 pub mod layers;
 pub mod mplug_owl2;
 pub mod parameters;
+pub mod prompt;
 pub mod rope;
 pub mod score_head;
 pub mod scorer;
 pub mod settings;
+pub mod tokenizer;
+#[cfg(test)]
+mod synthetic;

@@ -1,11 +1,12 @@
 //! A model's weights by their checkpoint names, and the layers that are built from them.
 
 use super::{
+    checkpoint::{Checkpoint, Role},
     error::ModelError,
     layers::{LayerNorm, Linear},
 };
 use std::{collections::BTreeMap, fmt::Display};
-use tch::Tensor;
+use tch::{Device, Kind, TchError, Tensor};
 
 /// Every parameter of a model, named as in its checkpoint.
 ///
@@ -18,6 +19,26 @@ pub struct Parameters {
 impl Parameters {
     pub fn new(tensors: BTreeMap<String, Tensor>) -> Self {
         Self { tensors }
+    }
+
+    /// All tensors of `checkpoint`, ready to be computed with as `kind` on `device`.
+    ///
+    /// What is stored as `kind` stays a view of its mapped file on a CPU. Buffers keep their type:
+    /// those who use them round them.
+    ///
+    /// # Errors
+    /// [`ModelError::Checkpoint`] for a tensor that can't be read, [`ModelError::Torch`] for one that
+    /// can't be converted or copied, most likely for lack of memory.
+    pub fn load(checkpoint: &Checkpoint, kind: Kind, device: Device) -> Result<Self, ModelError> {
+        let mut tensors = checkpoint.tensors()?;
+        for (name, tensor) in &mut tensors {
+            let buffer = checkpoint.expected().get(name).is_some_and(|expected| expected.role == Role::Buffer);
+            let kind = if buffer { tensor.kind() } else { kind };
+            let ready = |tensor: &Tensor| -> Result<Tensor, TchError> { tensor.f_to_device(device)?.f_to_kind(kind) };
+            *tensor = ready(tensor).map_err(|source| ModelError::Torch { doing: "placing the weights", source })?;
+        }
+        checkpoint.finish()?;
+        Ok(Self { tensors })
     }
 
     /// Names and tensors, sorted by name.

@@ -84,3 +84,80 @@ impl Rotation {
         heads.f_mul(&self.cos)?.f_add(&turned.f_mul(&self.sin)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{
+        kv_cache::{CacheShape, KvCache},
+        synthetic::{distance, noise},
+    };
+
+    const DIM: i64 = 8;
+
+    fn rotary(scaling: Option<RopeScaling>) -> RotaryEmbedding {
+        RotaryEmbedding::new(DIM, 10_000.0, scaling, 16, Device::Cpu).unwrap()
+    }
+
+    /// The placement of one more position in rows of the given lengths.
+    fn at(lengths: &[i64]) -> Placement {
+        let shape = CacheShape { layers: 0, kv_heads: 1, head_dim: DIM, kind: Kind::Float, device: Device::Cpu };
+        let mut cache = KvCache::new(shape, lengths.len() as i64, 64).unwrap();
+        let block = cache.place(64).unwrap();
+        cache.advance(&block);
+        for (row, &length) in lengths.iter().enumerate() {
+            cache.truncate(row, length);
+        }
+        cache.place(1).unwrap()
+    }
+
+    fn turned(rotary: &RotaryEmbedding, vector: &Tensor, lengths: &[i64]) -> Tensor {
+        rotary.rotation(&at(lengths), Kind::Float).unwrap().apply(vector).unwrap()
+    }
+
+    #[test]
+    fn products_depend_on_the_distance_alone() {
+        let (query, key) = (noise(&[1, 1, 1, DIM], 1), noise(&[1, 1, 1, DIM], 2));
+        let rotary = rotary(None);
+        let product = |one, other| {
+            (turned(&rotary, &query, &[one]) * turned(&rotary, &key, &[other])).sum(Kind::Float)
+        };
+        assert!(distance(&product(3, 1), &product(40, 38)) < 1e-5);
+        assert!(distance(&product(3, 1), &product(40, 37)) > 1e-3);
+    }
+
+    #[test]
+    fn the_first_position_turns_nothing_and_pairs_are_half_a_head_apart() {
+        let vector = noise(&[1, 1, 1, DIM], 3);
+        assert!(distance(&turned(&rotary(None), &vector, &[0]), &vector) < 1e-7);
+        let turned: Vec<f32> = Vec::try_from(turned(&rotary(None), &vector, &[5]).view([-1])).unwrap();
+        let plain: Vec<f32> = Vec::try_from(vector.view([-1])).unwrap();
+        for pair in 0..4 {
+            let (sin, cos) = (5.0 / 10_000_f32.powf(pair as f32 / 4.0)).sin_cos();
+            assert!((turned[pair] - (plain[pair] * cos - plain[pair + 4] * sin)).abs() < 1e-6);
+            assert!((turned[pair + 4] - (plain[pair + 4] * cos + plain[pair] * sin)).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn linear_scaling_divides_positions() {
+        let vector = noise(&[1, 1, 1, DIM], 4);
+        let scaled = rotary(Some(RopeScaling::Linear(4.0)));
+        assert!(distance(&turned(&scaled, &vector, &[20]), &turned(&rotary(None), &vector, &[5])) < 1e-6);
+    }
+
+    #[test]
+    fn dynamic_scaling_depends_on_each_rows_own_length() {
+        let vector = noise(&[2, 1, 1, DIM], 5);
+        let (plain, dynamic) = (rotary(None), rotary(Some(RopeScaling::Dynamic(2.0))));
+        assert!(distance(&turned(&dynamic, &vector, &[15, 7]), &turned(&plain, &vector, &[15, 7])) < 1e-7);
+
+        let both = turned(&dynamic, &vector, &[31, 7]);
+        // 32 positions of 16 at factor 2: the base grows by (2 * 32 / 16 - 1)^(8 / 6).
+        let theta = 10_000.0 * 3_f64.powf(8.0 / 6.0);
+        let long = RotaryEmbedding::new(DIM, theta, None, 16, Device::Cpu).unwrap();
+        let row = |index| vector.narrow(0, index, 1);
+        assert!(distance(&both.narrow(0, 0, 1), &turned(&long, &row(0), &[31])) < 1e-6);
+        assert!(distance(&both.narrow(0, 1, 1), &turned(&plain, &row(1), &[7])) < 1e-7);
+    }
+}

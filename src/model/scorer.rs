@@ -1,14 +1,40 @@
 //! A checkpoint behind the [`Scorer`] trait.
 
-use super::{error::ModelError, settings::ModelSettings};
-use crate::{
-    fault::ItemError,
-    inference::scorer::{ScoreBatch, Scorer, ScorerError},
-    score::{Answer, ModelVersion},
+use super::{
+    checkpoint::Checkpoint,
+    decode::{EmbeddedPrompt, Generated, GreedyOptions, generate},
+    error::{ModelError, first_line},
+    family::Family,
+    mplug_owl2::MplugOwl2,
+    parameters::Parameters,
+    prompt::PromptTokens,
+    score_head::{ScoreHead, fill_scores},
+    settings::{ModelSettings, PromptChoice},
+    tokenizer::Tokenizer,
 };
+use crate::{
+    fault::{ErrorCode, ItemError, Stage},
+    inference::{
+        scorer::{ScoreBatch, Scorer, ScorerError},
+        slot::Slot,
+    },
+    score::{Answer, DecodeKind, ModelVersion},
+};
+use sha2::{Digest, Sha256};
+use std::path::Path;
+use tch::{Kind, TchError, Tensor};
+
+/// The reference generates at most as many tokens.
+const MAX_NEW_TOKENS: i64 = 512;
 
 /// A loaded ROC4MLLM model: pixel values in, answers out.
 pub struct TorchScorer {
+    family: Box<dyn Family>,
+    tokenizer: Tokenizer,
+    prompt: EmbeddedPrompt,
+    head: ScoreHead,
+    options: GreedyOptions,
+    precision: u8,
     version: ModelVersion,
 }
 
@@ -16,19 +42,121 @@ impl TorchScorer {
     /// Loads the checkpoint folder that `settings` names.
     ///
     /// `preprocess_revision` is the revision of the preprocessing that fills the slots this scorer
-    /// will be given; it becomes part of the version.
+    /// will be given; it becomes part of the version. Its name is a digest of the checkpoint's files,
+    /// of the prompt and of the type computed in, since each of these changes scores.
     ///
     /// # Errors
     /// [`ModelError`] when the folder, its files, the device or the prompt can't be used.
     pub fn load(settings: &ModelSettings, preprocess_revision: u32) -> Result<Self, ModelError> {
-        let _ = (settings, preprocess_revision);
-        todo!()
+        let _no_grad = tch::no_grad_guard();
+        let device = settings.device.open()?;
+        use_threads(settings.threads);
+        let folder = Path::new(&settings.checkpoint);
+        let named = || settings.checkpoint.clone();
+
+        let checkpoint = Checkpoint::open(folder)?;
+        let config = checkpoint.config();
+        let score = config.score.clone().ok_or_else(|| ModelError::NoScoreTokens { checkpoint: named() })?;
+        let kind = settings.dtype.resolve(checkpoint.stored_kind(), device);
+        let tokenizer = Tokenizer::open(folder)?;
+        let prompt = PromptTokens::of_choice(&settings.prompt, &tokenizer)?;
+        let positions = prompt.positions(config.image_positions().unsigned_abs() as usize) as u64;
+        let activations = config.activation_bytes(1, positions, kind.elt_size_in_bytes() as u64);
+        checkpoint.check_memory(kind, device, activations)?;
+        let end_tokens = config.special.eos.clone();
+        let version = ModelVersion {
+            model: config.model_type.clone(),
+            version: version_name(&checkpoint.digest()?.version, &settings.prompt, kind),
+            preprocess_revision,
+        };
+        let family = open_family(&checkpoint, kind, device, &settings.checkpoint)?;
+
+        let embedded = EmbeddedPrompt::new(family.as_ref(), &prompt.before_image, &prompt.after_image)
+            .map_err(|source| ModelError::Torch { doing: "embedding the prompt", source })?;
+        let positions = embedded.text_positions() + family.image_positions();
+        let room = family.max_positions() - positions;
+        if room < 1 {
+            let limit = family.max_positions();
+            return Err(ModelError::PromptTooLong { checkpoint: named(), positions, limit });
+        }
+        let head = ScoreHead::new(score);
+        let options = GreedyOptions {
+            end_tokens,
+            score_token: head.score_id(),
+            bins: head.bins(),
+            max_new_tokens: usize::try_from(room.min(MAX_NEW_TOKENS)).unwrap_or(1),
+        };
+        Ok(Self { family, tokenizer, prompt: embedded, head, options, precision: settings.precision, version })
+    }
+
+    /// Greedy answers to images `[images, 3, edge, edge]`, before scores are read from them.
+    ///
+    /// # Errors
+    /// Whatever torch reports.
+    pub fn generate(&self, pixels: &Tensor) -> Result<Vec<Generated>, TchError> {
+        let _no_grad = tch::no_grad_guard();
+        let images = self.family.encode_images(pixels)?;
+        let (embeddings, image) = self.prompt.around(&images)?;
+        generate(self.family.as_ref(), &embeddings, image, &self.options)
+    }
+
+    /// The slots as one tensor on the model's device, in the model's type: one copy a slot, which
+    /// converts as it goes. To a GPU each copy waits for its slot; pinned slots would let it overlap.
+    fn gather(&self, slots: &[Slot]) -> Result<Tensor, TchError> {
+        let edge = self.family.image_size();
+        let size = [3, edge, edge];
+        let to = (self.family.kind(), self.family.device());
+        let pixels = Tensor::f_empty([slots.len() as i64, 3, edge, edge], to)?;
+        for (row, slot) in (0..).zip(slots) {
+            let values = slot.values();
+            if values.len() as i64 != size.iter().product::<i64>() {
+                let problem = format!("a slot holds {} values, not 3 * {edge} * {edge}", values.len());
+                return Err(TchError::Shape(problem));
+            }
+            let data = values.as_ptr().cast();
+            // SAFETY: the slot is borrowed for longer than this view of it lives, holds as many f32
+            // values as `size` calls for, and is only read.
+            let view = unsafe { Tensor::f_from_blob(data, &size, &[], Kind::Float, tch::Device::Cpu) }?;
+            pixels.f_select(0, row)?.f_copy_(&view)?;
+        }
+        Ok(pixels)
+    }
+
+    /// What the generated tokens say about the image.
+    fn answer(&self, generated: Generated) -> Result<Answer, ItemError> {
+        let broken = || {
+            let message = "the model's numbers for this image are not finite; \
+                           look at the image, or load the checkpoint as bf16 or f32 instead of f16";
+            ItemError::new(ErrorCode::NonFiniteScore, Stage::Infer, message)
+        };
+        if generated.broken {
+            return Err(broken());
+        }
+        let no_score = |what: String| {
+            let message = format!("{what}; use a ROC4MLLM checkpoint and a prompt that asks for a rating");
+            ItemError::new(ErrorCode::NoScoreToken, Stage::Infer, message)
+        };
+        let tokens: Vec<u32> = generated.tokens.iter().filter_map(|&token| u32::try_from(token).ok()).collect();
+        let text = self.tokenizer.decode(&tokens, true);
+        let text = text.map_err(|error| no_score(format!("the answer is no text ({error})")))?;
+        if generated.score_logits.is_empty() {
+            return Err(no_score(format!("the answer holds no score: `{}`", text.trim())));
+        }
+        let scores = generated.score_logits.iter().map(|logits| self.head.value(logits));
+        let scores = scores.collect::<Option<Vec<_>>>().ok_or_else(broken)?;
+        Ok(Answer {
+            text: fill_scores(&text, &scores, self.precision),
+            scores,
+            tokens,
+            decode: DecodeKind::Generated,
+            forwards: generated.forwards,
+        })
     }
 }
 
 impl Scorer for TorchScorer {
     fn image_size(&self) -> usize {
-        todo!()
+        usize::try_from(self.family.image_size()).unwrap_or(0)
     }
 
     fn version(&self) -> &ModelVersion {
@@ -36,11 +164,114 @@ impl Scorer for TorchScorer {
     }
 
     fn score_range(&self) -> (f64, f64) {
-        todo!()
+        self.head.range()
     }
 
     fn score(&mut self, batch: &ScoreBatch) -> Result<Vec<Result<Answer, ItemError>>, ScorerError> {
-        let _ = batch;
-        todo!()
+        // Gradients are off per thread, and this may not be the thread that loaded the model.
+        let _no_grad = tch::no_grad_guard();
+        if batch.is_empty() {
+            return Ok(Vec::new());
+        }
+        let generated = self.gather(&batch.slots).and_then(|pixels| self.generate(&pixels));
+        let generated = generated.map_err(|error| scorer_error(batch.len(), &error))?;
+        Ok(generated.into_iter().map(|generated| self.answer(generated)).collect())
+    }
+}
+
+/// Builds the network that the checkpoint's `model_type` names.
+fn open_family(
+    checkpoint: &Checkpoint,
+    kind: Kind,
+    device: tch::Device,
+    named: &str,
+) -> Result<Box<dyn Family>, ModelError> {
+    let config = checkpoint.config();
+    match config.model_type.as_str() {
+        "mplug_owl2" => {
+            Ok(Box::new(MplugOwl2::new(config.clone(), Parameters::load(checkpoint, kind, device)?)?))
+        }
+        other => {
+            Err(ModelError::UnknownFamily { checkpoint: named.to_owned(), model_type: other.to_owned() })
+        }
+    }
+}
+
+/// Sets the CPU threads of one tensor operation, for the whole process.
+fn use_threads(threads: usize) {
+    let threads = match threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    };
+    tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
+}
+
+/// `sha256:` and twelve digits of the checkpoint's digest, the prompt, and the type computed in,
+/// joined by `+`; a prompt of one's own goes in as eight digits of its own digest.
+fn version_name(checkpoint: &str, prompt: &PromptChoice, kind: Kind) -> String {
+    let digits = |digest: &str, count| digest.chars().take(count).collect::<String>();
+    let checkpoint = digits(checkpoint, "sha256:".len() + 12);
+    let prompt = match prompt {
+        PromptChoice::Assess | PromptChoice::Arch => prompt.to_string(),
+        PromptChoice::Text(text) => {
+            let digest = Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+            format!("text-{}", digits(&digest, 8))
+        }
+    };
+    let kind = match kind {
+        Kind::Float => "f32",
+        Kind::BFloat16 => "bf16",
+        Kind::Half => "f16",
+        _ => "other",
+    };
+    format!("{checkpoint}+{prompt}+{kind}")
+}
+
+/// What the inference engine does about a torch error: split the batch, restart, or bisect.
+fn scorer_error(batch: usize, error: &TchError) -> ScorerError {
+    let reason = first_line(error);
+    let lower = reason.to_lowercase();
+    // torch has no error codes here, only texts: CUDA's and those of its CPU allocator.
+    if ["out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory"]
+        .iter()
+        .any(|text| lower.contains(text))
+    {
+        ScorerError::OutOfMemory { batch, reason }
+    } else if lower.contains("cuda error") || lower.contains("device-side assert") {
+        // Such an error stays with the process's CUDA context: every later call fails too.
+        ScorerError::Device(reason)
+    } else {
+        ScorerError::Batch { batch, reason }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_little_memory_is_told_from_other_faults() {
+        let too_much = Tensor::f_zeros([1 << 46], (Kind::Float, tch::Device::Cpu)).unwrap_err();
+        assert!(matches!(scorer_error(3, &too_much), ScorerError::OutOfMemory { batch: 3, .. }), "{too_much}");
+        let gpu = TchError::Torch("CUDA out of memory. Tried to allocate 2.00 GiB\nstack".into());
+        assert!(matches!(scorer_error(1, &gpu), ScorerError::OutOfMemory { .. }));
+        let lost = TchError::Torch("CUDA error: an illegal memory access was encountered".into());
+        assert!(matches!(scorer_error(1, &lost), ScorerError::Device(_)));
+        let shapes = Tensor::from_slice(&[1.0]).f_matmul(&Tensor::from_slice(&[1.0, 2.0])).unwrap_err();
+        match scorer_error(2, &shapes) {
+            ScorerError::Batch { batch: 2, reason } => assert!(!reason.contains('\n'), "{reason}"),
+            other => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn what_changes_scores_changes_the_version() {
+        let digest = format!("sha256:{}", "ab".repeat(32));
+        let name = |prompt: PromptChoice, kind| version_name(&digest, &prompt, kind);
+        assert_eq!(name(PromptChoice::Assess, Kind::BFloat16), "sha256:abababababab+assess+bf16");
+        assert_eq!(name(PromptChoice::Arch, Kind::Float), "sha256:abababababab+arch+f32");
+        let one = name(PromptChoice::Text("How sharp?".into()), Kind::Float);
+        assert!(one.starts_with("sha256:abababababab+text-") && !one.contains("sharp"));
+        assert_ne!(one, name(PromptChoice::Text("How bright?".into()), Kind::Float));
     }
 }

@@ -8,7 +8,7 @@ mod vision;
 
 pub use self::{abstractor::VisualAbstractor, language::LanguageModel, vision::VisionModel};
 use super::{
-    config::ModelConfig,
+    config::{ModelConfig, RopeScaling},
     error::ModelError,
     family::{Block, Family},
     kv_cache::KvCache,
@@ -72,7 +72,14 @@ impl Family for MplugOwl2 {
     }
 
     fn max_positions(&self) -> i64 {
-        self.config.language.max_position_embeddings
+        let language = &self.config.language;
+        match language.rope_scaling {
+            None => language.max_position_embeddings,
+            // Scaled rotary positions exist to go beyond what the network was trained with.
+            Some(RopeScaling::Linear(factor) | RopeScaling::Dynamic(factor)) => {
+                (language.max_position_embeddings as f64 * factor) as i64
+            }
+        }
     }
 
     fn device(&self) -> Device {
@@ -104,3 +111,6 @@ impl Family for MplugOwl2 {
         self.language.logits(hidden)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,183 @@
+//! What must hold of the language model whatever its weights are.
+
+use super::{MplugOwl2, Parameters};
+use crate::model::{
+    config::{ModelConfig, RopeScaling},
+    family::{Block, Family},
+    kv_cache::KvCache,
+    synthetic::{config, distance, network, noise, parameters},
+};
+use tch::Tensor;
+
+const HIDDEN: i64 = 32;
+
+fn forward(model: &MplugOwl2, cache: &mut KvCache, embeddings: &Tensor, image: std::ops::Range<i64>) -> Tensor {
+    model.forward(&Block { embeddings, image }, cache).unwrap()
+}
+
+/// Configurations in which positions mean something else.
+fn scalings() -> [ModelConfig; 3] {
+    let linear = {
+        let mut config = config();
+        config.language.rope_scaling = Some(RopeScaling::Linear(3.0));
+        config
+    };
+    let full_heads = {
+        let mut config = config();
+        config.language.num_key_value_heads = config.language.num_attention_heads;
+        config
+    };
+    [config(), linear, full_heads]
+}
+
+#[test]
+fn grouped_heads_equal_repeated_heads() {
+    let grouped = network(config());
+    let mut wide = config();
+    let groups = wide.language.num_attention_heads / wide.language.num_key_value_heads;
+    wide.language.num_key_value_heads = wide.language.num_attention_heads;
+    let head_dim = wide.language.head_dim();
+    let repeat = |tensor: &Tensor| {
+        let mut heads = tensor.size();
+        heads.splice(0..1, [tensor.size()[0] / head_dim, head_dim]);
+        let mut repeated = tensor.size();
+        repeated[0] *= groups;
+        tensor.view(&heads[..]).repeat_interleave_self_int(groups, 0, None).reshape(&repeated[..])
+    };
+    let repeated = parameters(&config())
+        .iter()
+        .map(|(name, tensor)| {
+            let shared = name.contains("k_proj") || name.contains("v_proj");
+            (name.to_owned(), if shared { repeat(tensor) } else { tensor.shallow_clone() })
+        })
+        .collect();
+    let wide = MplugOwl2::new(wide, Parameters::new(repeated)).unwrap();
+
+    let (mut narrow_cache, mut wide_cache) = (grouped.new_cache(2, 16).unwrap(), wide.new_cache(2, 16).unwrap());
+    for (count, image) in [(7, 2..5), (1, 0..0), (3, 0..0)] {
+        let block = noise(&[2, count, HIDDEN], count as u32);
+        let narrow = forward(&grouped, &mut narrow_cache, &block, image.clone());
+        let repeated = forward(&wide, &mut wide_cache, &block, image);
+        assert!(distance(&narrow, &repeated) < 1e-5);
+    }
+}
+
+#[test]
+fn uneven_rows_equal_separate_runs() {
+    for config in scalings() {
+        let model = network(config);
+        let (start, block, step) =
+            (noise(&[3, 6, HIDDEN], 1), noise(&[3, 4, HIDDEN], 2), noise(&[3, 1, HIDDEN], 3));
+        let lengths = [3, 6, 1];
+
+        let mut cache = model.new_cache(3, 8).unwrap();
+        let _ = forward(&model, &mut cache, &start, 0..2);
+        for (row, length) in lengths.into_iter().enumerate() {
+            cache.truncate(row, length);
+        }
+        let together = [
+            forward(&model, &mut cache, &block, 1..3),
+            forward(&model, &mut cache, &step, 0..0),
+        ];
+        assert_eq!(cache.lengths(), [8, 11, 6]);
+
+        for (row, length) in lengths.into_iter().enumerate() {
+            let mut cache = model.new_cache(1, 64).unwrap();
+            let only = |tensor: &Tensor| tensor.narrow(0, row as i64, 1);
+            let _ = forward(&model, &mut cache, &only(&start).narrow(1, 0, length), 0..2.min(length));
+            let alone = [
+                forward(&model, &mut cache, &only(&block), 1..3),
+                forward(&model, &mut cache, &only(&step), 0..0),
+            ];
+            for (together, alone) in together.iter().zip(&alone) {
+                assert!(distance(&only(together), alone) < 1e-5, "row {row}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_block_in_parts_equals_the_whole() {
+    let model = network(config());
+    let whole = noise(&[2, 12, HIDDEN], 9);
+    let mut cache = model.new_cache(2, 12).unwrap();
+    let expected = forward(&model, &mut cache, &whole, 3..8);
+
+    // A cache of one position has to grow again and again.
+    let mut cache = model.new_cache(2, 1).unwrap();
+    let parts: Vec<Tensor> = [(0, 3, 0..0), (3, 7, 0..5), (10, 1, 0..0), (11, 1, 0..0)]
+        .into_iter()
+        .map(|(start, count, image)| forward(&model, &mut cache, &whole.narrow(1, start, count), image))
+        .collect();
+    assert!(distance(&Tensor::cat(&parts, 1), &expected) < 1e-5);
+}
+
+#[test]
+fn rows_that_stay_are_not_changed_by_those_that_leave() {
+    let model = network(config());
+    let (start, step) = (noise(&[3, 5, HIDDEN], 4), noise(&[3, 1, HIDDEN], 5));
+    let mut cache = model.new_cache(3, 8).unwrap();
+    let _ = forward(&model, &mut cache, &start, 1..3);
+    cache.truncate(2, 4);
+    cache.keep_rows(&[2, 0]).unwrap();
+    assert_eq!((cache.rows(), cache.lengths()), (2, &[4, 5][..]));
+    let kept = forward(&model, &mut cache, &Tensor::cat(&[step.narrow(0, 2, 1), step.narrow(0, 0, 1)], 0), 0..0);
+
+    let mut cache = model.new_cache(3, 8).unwrap();
+    let _ = forward(&model, &mut cache, &start, 1..3);
+    cache.truncate(2, 4);
+    let all = forward(&model, &mut cache, &step, 0..0);
+    assert!(distance(&kept.narrow(0, 0, 1), &all.narrow(0, 2, 1)) < 1e-5);
+    assert!(distance(&kept.narrow(0, 1, 1), &all.narrow(0, 0, 1)) < 1e-5);
+}
+
+#[test]
+fn image_positions_have_weights_of_their_own() {
+    let model = network(config());
+    let block = noise(&[1, 4, HIDDEN], 6);
+    let run = |image| forward(&model, &mut model.new_cache(1, 4).unwrap(), &block, image);
+    let text = run(0..0);
+    assert!(distance(&run(1..2).narrow(1, 1, 1), &text.narrow(1, 1, 1)) > 1e-2);
+    // Causal: what comes before the image can't tell.
+    assert!(distance(&run(1..2).narrow(1, 0, 1), &text.narrow(1, 0, 1)) < 1e-6);
+}
+
+#[test]
+fn tied_embeddings_are_the_head() {
+    let mut config = config();
+    config.language.tie_word_embeddings = true;
+    let model = network(config);
+    let hidden = noise(&[1, 1, HIDDEN], 8);
+    let embeddings = model.parameters().root().tensor("model.embed_tokens.weight").unwrap();
+    assert!(distance(&model.logits(&hidden).unwrap(), &hidden.matmul(&embeddings.tr())) < 1e-6);
+}
+
+#[test]
+fn a_missing_parameter_is_named() {
+    let lacking = parameters(&config())
+        .iter()
+        .filter(|(name, _)| *name != "model.layers.1.mlp.up_proj.weight")
+        .map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone()))
+        .collect();
+    let error = MplugOwl2::new(config(), Parameters::new(lacking)).err().unwrap().to_string();
+    assert!(error.contains("`model.layers.1.mlp.up_proj.weight`"), "{error}");
+}
+
+#[test]
+fn training_reaches_every_parameter_by_its_name() {
+    let model = network(config());
+    for (_, parameter) in model.parameters().iter() {
+        let _ = parameter.set_requires_grad(true);
+    }
+    let patches = model.vision().forward(&noise(&[1, 3, 12, 12], 3)).unwrap();
+    let image = model.abstractor().forward(&patches).unwrap();
+    let text = model.embed(&Tensor::from_slice(&[1_i64, 7]).view([1, 2])).unwrap();
+    let count = image.size()[1];
+    let block = Tensor::cat(&[&image, &text], 1);
+    let mut cache = model.new_cache(1, count + 2).unwrap();
+    let hidden = forward(&model, &mut cache, &block, 0..count);
+    model.logits(&hidden).unwrap().square().sum(tch::Kind::Float).backward();
+    for (name, parameter) in model.parameters().iter() {
+        assert!(parameter.grad().defined(), "{name} has no gradient");
+    }
+}

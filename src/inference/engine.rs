@@ -304,8 +304,8 @@ where
         .map_err(StartError::Build)?;
     let (image_size, score_range) = (scorer.image_size(), scorer.score_range());
     let capacity = settings.batch_capacity();
-    // The batch that runs, the one that is being filled, and the neutral image.
-    let slots = SlotPool::new(2 * capacity + 1, image_size);
+    // The batch that runs, the one that waits, an image in every decode thread, and the neutral image.
+    let slots = SlotPool::new(2 * capacity + settings.decode_thread_count() + 1, image_size);
     let cap = BatchCap::new(capacity, settings.out_of_memory_cooldown());
     let mut runner = Runner::new(scorer, &slots, cap, Arc::clone(&shared.metrics));
     let warm_up = match settings.warm_up {

@@ -8,9 +8,9 @@ use std::fmt::Write;
 const WIDTH: f64 = 960.0;
 const HEIGHT: f64 = 200.0;
 /// Room above the tallest bar for its count.
-const TOP: f64 = 22.0;
+const TOP: f64 = 32.0;
 /// Room below the axis for its labels.
-const BOTTOM: f64 = 26.0;
+const BOTTOM: f64 = 30.0;
 
 /// Histogram of all scores, with the median marked.
 pub fn histogram(histogram: &Histogram, statistics: &Statistics) -> Markup {
@@ -20,6 +20,8 @@ pub fn histogram(histogram: &Histogram, statistics: &Statistics) -> Markup {
     let gap = (slot * 0.12).min(6.0);
     let decimals = histogram.decimals();
     let x = |score: f64| (score - histogram.low) / (histogram.high() - histogram.low) * WIDTH;
+    let counted = || histogram.counts.iter().copied().enumerate().filter(|(_, count)| *count > 0);
+    let height = |count: usize| (count as f64 / tallest * HEIGHT).max(2.0);
     let every = bars.div_ceil(12);
     let summary = format!(
         "Histogram of {} scores from {:.2} to {:.2}; half of them lie above {:.2}",
@@ -30,26 +32,26 @@ pub fn histogram(histogram: &Histogram, statistics: &Statistics) -> Markup {
     );
     html! {
         svg.histogram viewBox=(format!("0 0 {WIDTH} {}", TOP + HEIGHT + BOTTOM)) role="img" aria-label=(summary) {
-            @for (index, count) in histogram.counts.iter().enumerate().filter(|(_, count)| **count > 0) {
-                @let height = (*count as f64 / tallest * HEIGHT).max(2.0);
-                @let left = slot * index as f64;
+            @for (index, count) in counted() {
                 g {
                     title {
                         (format!("{:.decimals$} to {:.decimals$}: {count}", histogram.edge(index), histogram.edge(index + 1)))
                     }
-                    rect.bar x=(short(left + gap / 2.0)) y=(short(TOP + HEIGHT - height))
-                        width=(short(slot - gap)) height=(short(height)) rx=(short((slot - gap).min(6.0) / 2.0)) {}
-                    text.count x=(short(left + slot / 2.0)) y=(short(TOP + HEIGHT - height - 6.0)) { (count) }
+                    rect.bar x=(short(slot * index as f64 + gap / 2.0)) y=(short(TOP + HEIGHT - height(count)))
+                        width=(short(slot - gap)) height=(short(height(count))) rx=(short((slot - gap).min(6.0) / 2.0)) {}
                 }
             }
             line.axis x1="0" x2=(WIDTH) y1=(TOP + HEIGHT) y2=(TOP + HEIGHT) {}
+            line.median x1=(short(x(statistics.median))) x2=(short(x(statistics.median))) y1="6" y2=(TOP + HEIGHT) {}
+            @for (index, count) in counted() {
+                text.count x=(short(slot * (index as f64 + 0.5))) y=(short(TOP + HEIGHT - height(count) - 6.0)) { (count) }
+            }
             @for index in (0..=bars).step_by(every) {
                 @let anchor = match index { 0 => "start", _ if index == bars => "end", _ => "middle" };
-                text.tick x=(short(slot * index as f64)) y=(TOP + HEIGHT + 18.0) text-anchor=(anchor) {
+                text.tick x=(short(slot * index as f64)) y=(TOP + HEIGHT + 22.0) text-anchor=(anchor) {
                     (format!("{:.decimals$}", histogram.edge(index)))
                 }
             }
-            line.median x1=(short(x(statistics.median))) x2=(short(x(statistics.median))) y1="4" y2=(TOP + HEIGHT) {}
         }
     }
 }

@@ -154,7 +154,7 @@ fn card(rank: usize, entry: &Entry, score: &EntryScore, range: (f64, f64)) -> Ma
                 div.photo {
                     @match &entry.thumbnail {
                         Some(jpeg) => {
-                            img src=(data_address(jpeg)) alt=(entry.image) loading="lazy" decoding="async";
+                            img src=(data_address(jpeg)) alt=(entry.image) decoding="async";
                         }
                         None => { p.no-photo { "no preview" } }
                     }
@@ -163,9 +163,8 @@ fn card(rank: usize, entry: &Entry, score: &EntryScore, range: (f64, f64)) -> Ma
                 div.facts {
                     @for value in &score.scores {
                         p.score {
-                            span.value { (format!("{:.2}", value.score)) }
+                            span.value title=(value.score) { (format!("{:.2}", value.score)) }
                             span.std { " ± " (format!("{:.2}", value.std)) }
-                            span.exact { (format!("{:.4}", value.score)) }
                         }
                         (chart::distribution(value, range))
                         p.scale aria-hidden="true" { span { (range.0) } span { (range.1) } }
@@ -192,7 +191,7 @@ fn rejections(rejected: &[(&Entry, &ItemError)]) -> Markup {
                     @let (reason, remedy) = reason_and_remedy(&entry.image, error);
                     li {
                         @if let Some(jpeg) = &entry.thumbnail {
-                            img src=(data_address(jpeg)) alt="" loading="lazy" decoding="async";
+                            img src=(data_address(jpeg)) alt="" decoding="async";
                         }
                         div {
                             p.name { (entry.image) }

@@ -18,6 +18,8 @@ pub enum ScoreCommandError {
     S3Address(String),
     #[error("no image found in {0}; folders are searched for {extensions}", extensions = super::inputs::extensions())]
     NoImages(String),
+    #[error("{}: no such folder; give --checkpoint a folder in Hugging Face layout", .0.display())]
+    NoCheckpoint(PathBuf),
     #[error(transparent)]
     Preprocessor(#[from] PreprocessorError),
     #[error(transparent)]
@@ -38,6 +40,7 @@ impl ScoreCommandError {
             | Self::StandardInput
             | Self::S3Address(_)
             | Self::NoImages(_)
+            | Self::NoCheckpoint(_)
             | Self::Preprocessor(_)
             | Self::Start(StartError::Build(_) | StartError::InputSize { .. }) => 2,
             Self::Start(_) | Self::Engine(_) | Self::Output(_) | Self::Report { .. } => 1,

@@ -10,8 +10,8 @@ use super::{
     record::Row,
 };
 use crate::{
-    image::{self, ImageSettings, PREPROCESS_REVISION, Preprocessor},
-    inference::{InferenceSettings, Scorer, ScoringService},
+    image::{self, Fit, ImageSettings, PREPROCESS_REVISION, Preprocessor},
+    inference::{InferenceSettings, ScoreFailure, Scorer, ScoringService},
     model::scorer::TorchScorer,
     report::{self, Entry, EntryScore, ReportMeta},
 };
@@ -49,7 +49,10 @@ pub async fn run(args: &ScoreArgs, out: &mut dyn Write) -> Result<Summary, Score
         report::check(path).map_err(|source| ScoreCommandError::Report { path: path.clone(), source })?;
     }
     let images = ImageSettings { preprocess: args.preprocess.into(), ..ImageSettings::local() };
-    let preprocessor = Preprocessor::load(&args.checkpoint, &images)?;
+    if !args.checkpoint.is_dir() {
+        return Err(ScoreCommandError::NoCheckpoint(args.checkpoint.clone()));
+    }
+    let preprocessor = Preprocessor::open(&args.checkpoint)?.with_fit(Fit::Pad);
     // A warm-up would cost as much as a batch of photos, and nobody waits for a first answer here.
     let settings = InferenceSettings {
         batch_size: usize::from(args.batch_size),
@@ -166,7 +169,6 @@ impl Session<'_> {
 
     /// The row of one input and, for the report, its thumbnail.
     async fn score_one(&self, input: Input) -> Result<(Row, Option<Vec<u8>>), ScoreCommandError> {
-        use crate::inference::ScoreFailure;
         let bytes = match self.reader.read(&input, self.images.max_bytes).await {
             Ok(bytes) => bytes,
             Err(error) => return Ok((Row { image: input.name, outcome: Err(error) }, None)),
@@ -187,7 +189,7 @@ impl Session<'_> {
     async fn thumbnail(&self, bytes: Bytes) -> Option<Vec<u8>> {
         let _one_of_few = self.thumbnailers.acquire().await.ok()?;
         let images = self.images.clone();
-        let work = move || image::thumbnail(&bytes, report::THUMBNAIL_EDGE, &images);
+        let work = move || image::thumbnail(&bytes, &images, report::THUMBNAIL_EDGE);
         tokio::task::spawn_blocking(work).await.ok()?.ok()
     }
 }

@@ -16,7 +16,7 @@ use std::{
 type Answered = oneshot::Receiver<Result<Scored, ScoreFailure>>;
 
 fn settings(batch_size: usize, linger_ms: u64) -> InferenceSettings {
-    InferenceSettings { batch_size, linger_ms, warm_up: false, ..InferenceSettings::default() }
+    InferenceSettings { batch_size, linger_ms, decode_threads: 1, warm_up: false, ..InferenceSettings::default() }
 }
 
 async fn engine(
@@ -71,8 +71,9 @@ async fn a_batch_is_closed_only_when_the_model_asks_and_one_more_is_prefetched()
     // The model is busy: what comes now waits together, up to a batch.
     let second = submit(&engine, 1.0);
     let third = submit(&engine, 2.0);
-    // Four slots: one runs, two are filled; one more fits, then preprocessing has to wait.
+    // Two batches and one image in the decode thread: then preprocessing has to wait.
     let fourth = submit(&engine, 3.0);
+    let fifth = submit(&engine, 4.0);
     let slots = engine.slots().clone();
     let blocked = thread::spawn(move || drop(slots.lease()));
     thread::sleep(Duration::from_millis(30));
@@ -80,9 +81,9 @@ async fn a_batch_is_closed_only_when_the_model_asks_and_one_more_is_prefetched()
     go.send(()).unwrap();
     assert_eq!(started.recv().unwrap(), 2, "a full batch, though nothing lingered");
     go.send(()).unwrap();
-    assert_eq!(started.recv().unwrap(), 1);
+    assert_eq!(started.recv().unwrap(), 2);
     go.send(()).unwrap();
-    for answer in [first, second, third, fourth] {
+    for answer in [first, second, third, fourth, fifth] {
         answer.await.unwrap().unwrap();
     }
     blocked.join().unwrap();

@@ -16,6 +16,7 @@ pub mod report;
 pub mod retry;
 pub mod score;
 pub mod score_command;
+pub mod secret;
 pub mod store;
 pub mod telemetry;
 pub mod worker;

@@ -1,6 +1,59 @@
 //! The value the whole crate exists for: a score with its distribution, and the model that gave it.
 
 use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+
+/// How an item ended. Rows and outputs carry it in lower case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ItemStatus {
+    /// The model gave a score.
+    Scored,
+    /// Permanently unfit: malformed, undecodable, over a limit.
+    Rejected,
+    /// The object does not exist any more, or is not what the event named.
+    Gone,
+    /// The event says that the object was removed.
+    Deleted,
+    /// A fault outlasted every retry.
+    Dead,
+}
+
+impl ItemStatus {
+    /// The word that rows and outputs carry.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Scored => "scored",
+            Self::Rejected => "rejected",
+            Self::Gone => "gone",
+            Self::Deleted => "deleted",
+            Self::Dead => "dead",
+        }
+    }
+}
+
+impl fmt::Display for ItemStatus {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.as_str())
+    }
+}
+
+/// A status that no version of the schema knows.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no status: expected scored, rejected, gone, deleted or dead")]
+pub struct UnknownStatus(pub String);
+
+impl FromStr for ItemStatus {
+    type Err = UnknownStatus;
+
+    fn from_str(text: &str) -> Result<Self, UnknownStatus> {
+        [Self::Scored, Self::Rejected, Self::Gone, Self::Deleted, Self::Dead]
+            .into_iter()
+            .find(|status| status.as_str() == text)
+            .ok_or_else(|| UnknownStatus(text.to_owned()))
+    }
+}
 
 /// Which weights, and which way of reading images, produced a score.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -75,6 +128,16 @@ impl Answer {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_status_is_the_same_word_everywhere() {
+        for word in ["scored", "rejected", "gone", "deleted", "dead"] {
+            let status: ItemStatus = word.parse().unwrap();
+            assert_eq!(status.to_string(), word);
+            assert_eq!(serde_json::to_string(&status).unwrap(), format!("\"{word}\""));
+        }
+        assert!("Scored".parse::<ItemStatus>().is_err());
+    }
 
     #[test]
     fn a_certain_bin_is_its_value() {

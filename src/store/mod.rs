@@ -1,1 +1,15 @@
-//! TODO
+//! What is known of every item, in Postgres: the one place that decides which score counts.
+//!
+//! A row is written before its output is produced, and the first score of an id wins, so a replay
+//! finds the score that the table already has and the output repeats it.
+
+mod error;
+mod pool;
+mod row;
+mod scores;
+mod writer;
+
+pub use error::StoreError;
+pub use pool::{PostgresSettings, Store};
+pub use row::{ScoreRow, SourcePosition, StoredScore};
+pub use writer::{WriteRequest, write_batches};

@@ -1,0 +1,239 @@
+//! What `s3s-fs` lacks to stand in for S3: conditional reads, ETags of the bytes served, and keys
+//! that are no file paths.
+
+use bytes::Bytes;
+use s3s::crypto::{Checksum, Md5};
+use s3s::dto::{
+    CreateBucketInput, CreateBucketOutput, DeleteObjectInput, DeleteObjectOutput, ETag, ETagCondition,
+    GetObjectInput, GetObjectOutput, HeadBucketInput, HeadBucketOutput, HeadObjectInput, HeadObjectOutput,
+    ListBucketsInput, ListBucketsOutput, ListObjectsV2Input, ListObjectsV2Output, PutObjectInput,
+    PutObjectOutput, StreamingBlob, Timestamp,
+};
+use s3s::{Body, S3, S3Request, S3Response, S3Result, s3_error};
+use s3s_fs::FileSystem;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+/// Marks key segments that a file name cannot be. From Unicode's private use area, so that no
+/// real key has it and XML may carry it.
+const MARKER: char = '\u{e000}';
+
+/// The buckets of one folder. Each bucket is a sub-folder, and files put there by other means are
+/// served too.
+pub(super) struct ObjectFolder {
+    files: FileSystem,
+    root: PathBuf,
+}
+
+/// One object, read whole so that its ETag is that of the very bytes that go out.
+struct Object {
+    content: Bytes,
+    etag: String,
+    modified: Timestamp,
+}
+
+impl ObjectFolder {
+    pub(super) fn new(root: &Path) -> Result<Self, s3s_fs::Error> {
+        Ok(Self { files: FileSystem::new(root)?, root: root.to_owned() })
+    }
+
+    async fn read(&self, bucket: &str, key: &str) -> S3Result<Object> {
+        let bucket_folder = self.root.join(bucket);
+        if !bucket_folder.is_dir() {
+            return Err(s3_error!(NoSuchBucket));
+        }
+        let path = bucket_folder.join(file_key(key));
+        let metadata = tokio::fs::metadata(&path).await.map_err(|error| s3_error!(error, NoSuchKey))?;
+        if !metadata.is_file() {
+            return Err(s3_error!(NoSuchKey));
+        }
+        let content = tokio::fs::read(&path).await.map_err(|error| s3_error!(error, NoSuchKey))?;
+        let modified = metadata.modified().map_err(|error| s3_error!(error, InternalError))?;
+        let mut etag = String::new();
+        for byte in Md5::checksum(&content) {
+            write!(etag, "{byte:02x}").map_err(|error| s3_error!(error, InternalError))?;
+        }
+        Ok(Object { content: content.into(), etag, modified: modified.into() })
+    }
+}
+
+/// RFC 9110 section 13: 412 unless `If-Match` holds, 304 if `If-None-Match` does not.
+fn check_conditions(
+    etag: &str,
+    if_match: Option<&ETagCondition>,
+    if_none_match: Option<&ETagCondition>,
+) -> S3Result<()> {
+    let is = |condition: &ETagCondition| match condition {
+        ETagCondition::Any => true,
+        ETagCondition::ETag(expected) => expected.value() == etag,
+    };
+    if if_match.is_some_and(|condition| !is(condition)) {
+        return Err(s3_error!(PreconditionFailed, "the object has another ETag"));
+    }
+    if if_none_match.is_some_and(is) {
+        return Err(s3_error!(NotModified));
+    }
+    Ok(())
+}
+
+/// The path of `key` inside its bucket's folder: itself, but for segments that are empty, `.` or
+/// `..`, which get a marker in front.
+fn file_key(key: &str) -> String {
+    map_segments(key, |segment| {
+        if matches!(segment, "" | "." | "..") || segment.starts_with(MARKER) {
+            format!("{MARKER}{segment}")
+        } else {
+            segment.to_owned()
+        }
+    })
+}
+
+/// Undoes [`file_key`].
+fn object_key(path: &str) -> String {
+    map_segments(path, |segment| segment.strip_prefix(MARKER).unwrap_or(segment).to_owned())
+}
+
+/// A prefix's last segment is only the beginning of one, so it stays.
+fn file_prefix(prefix: &str) -> String {
+    match prefix.rsplit_once('/') {
+        Some((folders, rest)) => format!("{}/{rest}", file_key(folders)),
+        None => prefix.to_owned(),
+    }
+}
+
+fn map_segments(text: &str, map: impl Fn(&str) -> String) -> String {
+    text.split('/').map(map).collect::<Vec<_>>().join("/")
+}
+
+#[async_trait::async_trait]
+impl S3 for ObjectFolder {
+    async fn create_bucket(
+        &self,
+        request: S3Request<CreateBucketInput>,
+    ) -> S3Result<S3Response<CreateBucketOutput>> {
+        self.files.create_bucket(request).await
+    }
+
+    async fn head_bucket(
+        &self,
+        request: S3Request<HeadBucketInput>,
+    ) -> S3Result<S3Response<HeadBucketOutput>> {
+        self.files.head_bucket(request).await
+    }
+
+    async fn list_buckets(
+        &self,
+        request: S3Request<ListBucketsInput>,
+    ) -> S3Result<S3Response<ListBucketsOutput>> {
+        self.files.list_buckets(request).await
+    }
+
+    async fn get_object(&self, request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
+        let input = request.input;
+        let object = self.read(&input.bucket, &input.key).await?;
+        check_conditions(&object.etag, input.if_match.as_ref(), input.if_none_match.as_ref())?;
+        let full = object.content.len();
+        let mut content = object.content;
+        let mut content_range = None;
+        if let Some(range) = input.range {
+            let range = range.check(full as u64)?;
+            content_range = Some(format!("bytes {}-{}/{full}", range.start, range.end - 1));
+            let bound = |end: u64| usize::try_from(end).map_err(|error| s3_error!(error, InvalidRange));
+            content = content.slice(bound(range.start)?..bound(range.end)?);
+        }
+        Ok(S3Response::new(GetObjectOutput {
+            content_length: i64::try_from(content.len()).ok(),
+            content_range,
+            accept_ranges: Some("bytes".to_owned()),
+            e_tag: Some(ETag::Strong(object.etag)),
+            last_modified: Some(object.modified),
+            body: Some(StreamingBlob::from(Body::from(content))),
+            ..GetObjectOutput::default()
+        }))
+    }
+
+    async fn head_object(
+        &self,
+        request: S3Request<HeadObjectInput>,
+    ) -> S3Result<S3Response<HeadObjectOutput>> {
+        let input = request.input;
+        let object = self.read(&input.bucket, &input.key).await?;
+        check_conditions(&object.etag, input.if_match.as_ref(), input.if_none_match.as_ref())?;
+        Ok(S3Response::new(HeadObjectOutput {
+            content_length: i64::try_from(object.content.len()).ok(),
+            accept_ranges: Some("bytes".to_owned()),
+            e_tag: Some(ETag::Strong(object.etag)),
+            last_modified: Some(object.modified),
+            ..HeadObjectOutput::default()
+        }))
+    }
+
+    async fn put_object(
+        &self,
+        mut request: S3Request<PutObjectInput>,
+    ) -> S3Result<S3Response<PutObjectOutput>> {
+        if !self.root.join(&request.input.bucket).is_dir() {
+            return Err(s3_error!(NoSuchBucket));
+        }
+        request.input.key = file_key(&request.input.key);
+        self.files.put_object(request).await
+    }
+
+    async fn delete_object(
+        &self,
+        mut request: S3Request<DeleteObjectInput>,
+    ) -> S3Result<S3Response<DeleteObjectOutput>> {
+        request.input.key = file_key(&request.input.key);
+        self.files.delete_object(request).await
+    }
+
+    async fn list_objects_v2(
+        &self,
+        mut request: S3Request<ListObjectsV2Input>,
+    ) -> S3Result<S3Response<ListObjectsV2Output>> {
+        let asked = request.input.prefix.clone();
+        request.input.prefix = asked.as_deref().map(file_prefix);
+        request.input.start_after = request.input.start_after.as_deref().map(file_key);
+        let mut response = self.files.list_objects_v2(request).await?;
+        let listing = &mut response.output;
+        listing.prefix = asked;
+        for object in listing.contents.iter_mut().flatten() {
+            object.key = object.key.as_deref().map(object_key);
+        }
+        for folder in listing.common_prefixes.iter_mut().flatten() {
+            folder.prefix = folder.prefix.as_deref().map(object_key);
+        }
+        Ok(response)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn ordinary_keys_are_their_own_paths() {
+        for key in ["a.jpg", "a/b c+d.jpg", "%2F/ü.png", ".hidden/x"] {
+            assert_eq!(file_key(key), key);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_key_has_one_path_below_its_bucket(key in "[a./\u{e000}]{1,12}") {
+            let path = file_key(&key);
+            prop_assert_eq!(object_key(&path), key);
+            prop_assert!(path.split('/').all(|segment| !matches!(segment, "" | "." | "..")));
+        }
+
+        #[test]
+        fn a_prefix_of_a_key_is_a_prefix_of_its_path(key in "[ab/]{1,12}", cut in 0_usize..12) {
+            let prefix = &key[..cut.min(key.len())];
+            // Inside a segment, the rest decides whether a marker is needed.
+            let whole_segments = prefix.ends_with('/') || prefix.is_empty();
+            prop_assume!(whole_segments);
+            prop_assert!(file_key(&key).starts_with(&file_prefix(prefix)));
+        }
+    }
+}

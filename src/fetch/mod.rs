@@ -1,0 +1,271 @@
+//! Reading objects from S3: the very version that an event named, whole, and within limits.
+
+mod body;
+mod error;
+
+pub use error::FetchError;
+
+use crate::object::ObjectRef;
+use crate::retry::{GaveUp, RetrySettings, retry};
+use crate::secret::Secret;
+use aws_config::BehaviorVersion;
+use aws_config::retry::RetryConfig;
+use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_sdk_s3::config::{Credentials, Region};
+use aws_sdk_s3::{Client, Config};
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+/// Configuration section `s3`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct S3Settings {
+    /// Of a server other than AWS, such as `http://minio:9000`.
+    pub endpoint: Option<String>,
+    /// Left out, it is what the environment or the profile says.
+    pub region: Option<String>,
+    /// The buckets that records may name.
+    pub buckets: Vec<String>,
+    /// Bucket in the path rather than in the host name. Left out: with `endpoint` only.
+    pub path_style: Option<bool>,
+    /// Left out, credentials come from the standard chain: environment, profile, web identity
+    /// (IRSA), container, instance.
+    pub access_key_id: Option<String>,
+    pub secret_access_key: Option<Secret>,
+    /// For a TCP connection, in milliseconds.
+    pub connect_timeout_ms: u64,
+    /// From the request to the response's headers, in milliseconds.
+    pub attempt_timeout_ms: u64,
+    /// A body is broken once it brings fewer than `stall_bytes_per_s` for this long, in
+    /// milliseconds.
+    pub stall_timeout_ms: u64,
+    pub stall_bytes_per_s: u64,
+    /// Requests for one object, resumed bodies included, before the fetch counts as failed.
+    pub attempts: u32,
+    /// Requests in flight at most.
+    pub parallelism: usize,
+    /// For how long a missing object may still appear, in milliseconds.
+    pub missing_grace_ms: u64,
+}
+
+impl Default for S3Settings {
+    fn default() -> Self {
+        Self {
+            endpoint: None,
+            region: None,
+            buckets: Vec::new(),
+            path_style: None,
+            access_key_id: None,
+            secret_access_key: None,
+            connect_timeout_ms: 3_000,
+            attempt_timeout_ms: 10_000,
+            stall_timeout_ms: 5_000,
+            stall_bytes_per_s: 1_024,
+            attempts: 5,
+            parallelism: 64,
+            missing_grace_ms: 60_000,
+        }
+    }
+}
+
+/// An object's bytes, complete, and what pins them.
+#[derive(Clone, Debug)]
+pub struct FetchedImage {
+    pub bytes: Bytes,
+    /// Without quotes.
+    pub etag: Option<String>,
+    /// Length of `bytes`.
+    pub size: u64,
+    /// `None` for an unversioned object.
+    pub version_id: Option<String>,
+}
+
+/// Fetches objects over one client, whose connections are reused. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Fetcher {
+    client: Client,
+    settings: Arc<S3Settings>,
+    /// For messages: the endpoint, or AWS's in the region.
+    server: Arc<str>,
+    permits: Arc<Semaphore>,
+}
+
+impl Fetcher {
+    /// Sets the client up; nothing is sent yet, see [`Self::probe`]. A failed request is final
+    /// for the SDK: retries are ours, since some of them must outlast a breaker or a restart.
+    pub async fn connect(settings: &S3Settings) -> Result<Self, FetchError> {
+        let mut loader = aws_config::defaults(BehaviorVersion::latest())
+            .retry_config(RetryConfig::disabled())
+            .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+            .timeout_config(
+                TimeoutConfig::builder()
+                    .connect_timeout(Duration::from_millis(settings.connect_timeout_ms))
+                    .operation_attempt_timeout(Duration::from_millis(settings.attempt_timeout_ms))
+                    .build(),
+            );
+        // Servers other than AWS seldom care about the region, but signatures have one; and the
+        // default chain would ask an instance's metadata service for it.
+        let fallback = settings.endpoint.as_ref().map(|_| "us-east-1".to_owned());
+        let from_environment =
+            || std::env::var("AWS_REGION").or_else(|_| std::env::var("AWS_DEFAULT_REGION")).ok();
+        if let Some(region) = settings.region.clone().or_else(from_environment).or(fallback) {
+            loader = loader.region(Region::new(region));
+        }
+        match (&settings.access_key_id, &settings.secret_access_key) {
+            (None, None) => {}
+            (Some(id), Some(secret)) => {
+                loader = loader.credentials_provider(Credentials::new(
+                    id,
+                    secret.expose(),
+                    None,
+                    None,
+                    "configuration",
+                ));
+            }
+            _ => {
+                return Err(FetchError::Configuration {
+                    reason: "s3.access_key_id and s3.secret_access_key belong together".to_owned(),
+                });
+            }
+        }
+        if let Some(endpoint) = &settings.endpoint {
+            loader = loader.endpoint_url(endpoint);
+        }
+        let shared = loader.load().await;
+        let region = shared.region().map(ToString::to_string);
+        let server = match (&settings.endpoint, region) {
+            (Some(endpoint), _) => endpoint.clone(),
+            (None, Some(region)) => format!("AWS in {region}"),
+            (None, None) => {
+                return Err(FetchError::Configuration {
+                    reason: "neither s3.region nor AWS_REGION is set".to_owned(),
+                });
+            }
+        };
+        let path_style = settings.path_style.unwrap_or(settings.endpoint.is_some());
+        let config: Config = aws_sdk_s3::config::Builder::from(&shared).force_path_style(path_style).build();
+        Ok(Self {
+            client: Client::from_conf(config),
+            permits: Arc::new(Semaphore::new(settings.parallelism.max(1))),
+            settings: Arc::new(settings.clone()),
+            server: server.into(),
+        })
+    }
+
+    /// The endpoint, for messages.
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// Fetches `object` as it was when the event was sent: by version id, else under the
+    /// condition that the ETag is still the event's, else whatever is there now.
+    ///
+    /// An object of more than `max_bytes` is refused as soon as that is known: from the event, the
+    /// response's headers, or what has been read. A body that breaks is resumed where it broke, as
+    /// often as `attempts` allows; what comes out is complete.
+    pub async fn fetch(&self, object: &ObjectRef, max_bytes: u64) -> Result<FetchedImage, FetchError> {
+        if let Some(size) = object.size
+            && size > max_bytes
+        {
+            return Err(FetchError::TooLarge { object: object.clone(), size, limit: max_bytes });
+        }
+        // The semaphore is never closed; if it were, one request too many would do no harm.
+        let _permit = self.permits.acquire().await.ok();
+        body::Download::new(self, object, max_bytes).run().await
+    }
+
+    /// [`Self::fetch`], repeated while it fails for passing or environmental reasons and `retry`
+    /// allows. A missing object gets `missing_grace_ms` to appear.
+    pub async fn fetch_with_retries(
+        &self,
+        object: &ObjectRef,
+        max_bytes: u64,
+        settings: &RetrySettings,
+    ) -> Result<FetchedImage, GaveUp<FetchError>> {
+        let grace = Duration::from_millis(self.settings.missing_grace_ms);
+        let started = Instant::now();
+        let classify = |error: &FetchError| match error {
+            FetchError::Missing { .. } if started.elapsed() < grace => crate::fault::Disposition::Retry,
+            other => other.disposition(),
+        };
+        retry(settings, async || self.fetch(object, max_bytes).await, classify).await
+    }
+
+    /// The objects of `bucket` whose key begins with `prefix`, in key order, with ETag and size.
+    /// Folder markers (empty objects whose key ends with `/`) are left out.
+    pub fn list(
+        &self,
+        bucket: &str,
+        prefix: &str,
+    ) -> impl Stream<Item = Result<ObjectRef, FetchError>> + Send + use<> {
+        let pages = self.client.list_objects_v2().bucket(bucket).prefix(prefix).into_paginator().send();
+        let state = (pages, self.clone(), bucket.to_owned());
+        stream::unfold(state, |(mut pages, fetcher, bucket)| async move {
+            let objects: Vec<Result<ObjectRef, FetchError>> = match pages.next().await? {
+                Ok(page) => page.contents().iter().map(|listed| Ok(listed_object(&bucket, listed))).collect(),
+                Err(error) => vec![Err(FetchError::from_sdk(&error, &fetcher.server, &bucket))],
+            };
+            Some((stream::iter(objects), (pages, fetcher, bucket)))
+        })
+        .flatten()
+        .filter(|object| {
+            let marker = matches!(object, Ok(object) if object.key.ends_with('/') && object.size == Some(0));
+            std::future::ready(!marker)
+        })
+    }
+
+    /// Whether the server answers for every configured bucket (for the account, if none is), within
+    /// `connect_timeout_ms` plus `attempt_timeout_ms` each. A refusal to list is no failure: the
+    /// right to read objects is all that a worker needs.
+    pub async fn probe(&self) -> Result<(), FetchError> {
+        if self.settings.buckets.is_empty() {
+            let request = self.client.list_buckets().max_buckets(1).send();
+            return self.probe_result("(any bucket)", request).await;
+        }
+        for bucket in &self.settings.buckets {
+            let request = self.client.list_objects_v2().bucket(bucket).max_keys(1).send();
+            self.probe_result(bucket, request).await?;
+        }
+        Ok(())
+    }
+
+    async fn probe_result<T, E>(
+        &self,
+        bucket: &str,
+        request: impl Future<Output = Result<T, error::Sdk<E>>>,
+    ) -> Result<(), FetchError>
+    where
+        E: error::ServiceFault,
+    {
+        let settings = &self.settings;
+        let deadline = Duration::from_millis(settings.connect_timeout_ms + settings.attempt_timeout_ms);
+        match timeout(deadline, request).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) if error::is_missing_permission(&error) => Ok(()),
+            Ok(Err(error)) => Err(FetchError::from_sdk(&error, &self.server, bucket)),
+            Err(_) => Err(FetchError::TimedOut {
+                target: format!("{} at {}", bucket, self.server),
+                reason: format!("no answer within {} ms", deadline.as_millis()),
+            }),
+        }
+    }
+}
+
+fn listed_object(bucket: &str, listed: &aws_sdk_s3::types::Object) -> ObjectRef {
+    ObjectRef {
+        etag: listed.e_tag().map(unquoted),
+        size: listed.size().and_then(|size| u64::try_from(size).ok()),
+        ..ObjectRef::new(bucket, listed.key().unwrap_or_default())
+    }
+}
+
+/// ETags are compared without quotes, and whether they are weak does not matter here.
+fn unquoted(etag: &str) -> String {
+    etag.strip_prefix("W/").unwrap_or(etag).trim_matches('"').to_owned()
+}

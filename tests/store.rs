@@ -1,0 +1,458 @@
+//! Postgres, for real: a server of its own, or the one at `ROC4MLLM_TEST_DATABASE_URL`.
+
+use roc4mllm::dev::{Postgres, TestDatabase};
+use roc4mllm::fault::{Disposition, ErrorCode, ItemError, Stage};
+use roc4mllm::object::{ObjectRef, ScoreId};
+use roc4mllm::retry::RetrySettings;
+use roc4mllm::score::{Answer, DecodeKind, ItemStatus, ModelVersion, ScoreValue};
+use roc4mllm::secret::Secret;
+use roc4mllm::store::{
+    PostgresSettings, ScoreRow, SourcePosition, Store, StoreError, StoredScore, WriteRequest, write_batches,
+};
+use sqlx::{Connection, PgConnection};
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+struct Fixture {
+    store: Store,
+    settings: PostgresSettings,
+    database: TestDatabase,
+}
+
+async fn fixture() -> Fixture {
+    let database = TestDatabase::create().await.unwrap();
+    let settings = settings(database.url());
+    let store = Store::connect(&settings).await.unwrap();
+    store.migrate().await.unwrap();
+    Fixture { store, settings, database }
+}
+
+fn settings(url: &str) -> PostgresSettings {
+    PostgresSettings { url: Secret::from(url), ..PostgresSettings::default() }
+}
+
+fn model() -> ModelVersion {
+    ModelVersion { model: "mplug_owl2".into(), version: "sha256:0".into(), preprocess_revision: 1 }
+}
+
+fn object(key: &str, sequencer: Option<&str>) -> ObjectRef {
+    ObjectRef {
+        sequencer: sequencer.map(str::to_owned),
+        etag: Some("e".into()),
+        ..ObjectRef::new("photos", key)
+    }
+}
+
+fn answer(score: f64) -> Answer {
+    let distribution = vec![0.1, 0.2, 0.3, 1e-9, f32::MIN_POSITIVE];
+    let value = |score| ScoreValue { score, distribution: distribution.clone(), std: 1.0 };
+    Answer {
+        scores: vec![value(score), value(1.0 / 3.0)],
+        text: format!("The aesthetic rate is {score} ."),
+        tokens: vec![1, 2],
+        decode: DecodeKind::Generated,
+        forwards: 13,
+    }
+}
+
+fn new_id() -> ScoreId {
+    ScoreId(Uuid::new_v4())
+}
+
+fn scored(id: ScoreId, key: &str, score: f64) -> ScoreRow {
+    let source = SourcePosition { topic: "uploads".into(), partition: 7, offset: 1 << 40, item: 2 };
+    ScoreRow::scored(id, object(key, Some("0055AED6")), &model(), &answer(score), Some(source))
+}
+
+/// A scored row of `a.jpg` whose event has this sequencer.
+fn created(id: ScoreId, sequencer: Option<&str>) -> ScoreRow {
+    ScoreRow { object: Some(object("a.jpg", sequencer)), ..scored(id, "a.jpg", 5.0) }
+}
+
+fn rejected(id: ScoreId, key: &str) -> ScoreRow {
+    let message = format!("{key}: no image; re-upload it");
+    let error = ItemError::new(ErrorCode::DecodeFailed, Stage::Decode, message);
+    let object = object(key, Some("0055AED6"));
+    ScoreRow::unscored(id, Some(object), &model(), ItemStatus::Rejected, Some(error), None)
+}
+
+/// The removal of `a.jpg` at this sequencer.
+fn removed(id: ScoreId, sequencer: &str) -> ScoreRow {
+    let object = object("a.jpg", Some(sequencer));
+    ScoreRow::unscored(id, Some(object), &model(), ItemStatus::Deleted, None, None)
+}
+
+#[tokio::test]
+async fn a_row_reads_back_as_it_was_written() {
+    let Fixture { store, database: _database, .. } = fixture().await;
+    let rows = [scored(new_id(), "a//ü +%2F.jpg", 5.0 + 1.0 / 3.0), rejected(new_id(), "b.jpg")];
+    let written = store.upsert(&rows).await.unwrap();
+    let read = store.lookup(&[rows[0].id, rows[1].id, new_id()]).await.unwrap();
+    assert_eq!(read.len(), 2);
+    for row in &rows {
+        assert!(!written[&row.id].reused);
+        assert_eq!(written[&row.id].row, *row);
+        let mut expected = row.clone();
+        expected.object.as_mut().unwrap().sequencer = Some("0055AED6000000000000000000000000".into());
+        assert_eq!(read[&row.id].row, expected);
+        assert_eq!(read[&row.id].deleted_at, None);
+    }
+    let listed = store.list(10).await.unwrap();
+    assert_eq!(listed.iter().map(|stored| stored.row.id).collect::<Vec<_>>(), [rows[0].id, rows[1].id]);
+    let counts = store.count().await.unwrap();
+    assert_eq!((counts[&ItemStatus::Scored], counts[&ItemStatus::Rejected], counts.len()), (1, 1, 2));
+}
+
+#[tokio::test]
+async fn a_record_without_object_has_a_row_too() {
+    let Fixture { store, database: _database, .. } = fixture().await;
+    let id = ScoreId::of_position("uploads", 0, 1, 0);
+    let error = ItemError::new(ErrorCode::MalformedEvent, Stage::Parse, "not JSON; see the README");
+    let row = ScoreRow::unscored(id, None, &model(), ItemStatus::Rejected, Some(error), None);
+    store.upsert(std::slice::from_ref(&row)).await.unwrap();
+    assert_eq!(store.lookup(&[id]).await.unwrap()[&id].row, row);
+}
+
+#[tokio::test]
+async fn the_first_score_wins() {
+    let Fixture { store, database: _database, .. } = fixture().await;
+    let id = new_id();
+    store.upsert(&[scored(id, "a.jpg", 5.0)]).await.unwrap();
+    for later in [scored(id, "a.jpg", 5.1), rejected(id, "a.jpg")] {
+        let stored = store.upsert(&[later]).await.unwrap().remove(&id).unwrap();
+        assert!(stored.reused);
+        assert_eq!(stored.row.score, Some(5.0));
+        assert_eq!(stored.row.scores, [5.0, 1.0 / 3.0]);
+    }
+    assert_eq!(store.lookup(&[id]).await.unwrap()[&id].row.score, Some(5.0));
+}
+
+#[tokio::test]
+async fn a_rejected_item_that_is_scored_later_is_upgraded() {
+    let Fixture { store, database: _database, .. } = fixture().await;
+    let id = new_id();
+    store.upsert(&[rejected(id, "a.jpg")]).await.unwrap();
+    let upgraded = store.upsert(&[scored(id, "a.jpg", 4.0)]).await.unwrap().remove(&id).unwrap();
+    assert!(!upgraded.reused);
+    let row = store.lookup(&[id]).await.unwrap().remove(&id).unwrap().row;
+    assert_eq!((row.status, row.score, row.error), (ItemStatus::Scored, Some(4.0), None));
+}
+
+#[tokio::test]
+async fn duplicates_within_a_batch_give_one_row() {
+    let Fixture { store, database: _database, .. } = fixture().await;
+    let (one, other) = (new_id(), new_id());
+    let rows = [rejected(one, "a"), scored(other, "b", 2.0), scored(one, "a", 3.0), scored(one, "a", 3.5)];
+    let stored = store.upsert(&rows).await.unwrap();
+    assert_eq!((stored.len(), stored[&one].row.score), (2, Some(3.0)));
+    assert_eq!(store.list(10).await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn what_is_no_number_is_refused() {
+    let Fixture { store, database: _database, .. } = fixture().await;
+    for score in [f64::NAN, f64::INFINITY, 2e6, -2e6] {
+        let error = store.upsert(&[scored(new_id(), "a.jpg", score)]).await.unwrap_err();
+        assert!(matches!(&error, StoreError::Refused { code, .. } if code == "23514"), "{error}");
+        assert_eq!(error.disposition(), Disposition::Reject);
+    }
+    let nul = store.upsert(&[rejected(new_id(), "a\0b")]).await.unwrap_err();
+    assert!(matches!(&nul, StoreError::Refused { code, .. } if code == "22021"), "{nul}");
+    assert_eq!(nul.disposition(), Disposition::Reject);
+    assert!(store.list(10).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_score_is_there_if_and_only_if_the_status_says_so() {
+    let Fixture { store, database: _database, .. } = fixture().await;
+    let mut without = scored(new_id(), "a.jpg", 1.0);
+    without.score = None;
+    let mut with = rejected(new_id(), "a.jpg");
+    with.score = Some(1.0);
+    for row in [without, with] {
+        assert_eq!(store.upsert(&[row]).await.unwrap_err().disposition(), Disposition::Reject);
+    }
+}
+
+#[tokio::test]
+async fn a_removal_marks_older_rows_and_a_replay_resurrects_nothing() {
+    let Fixture { store, database: _database, .. } = fixture().await;
+    let (old, new, unordered, neighbour) = (new_id(), new_id(), new_id(), new_id());
+    let rows = [
+        created(old, Some("0055A")),
+        created(new, Some("0055C")),
+        created(unordered, None),
+        ScoreRow { object: Some(object("b.jpg", Some("0055A"))), ..scored(neighbour, "b.jpg", 5.0) },
+    ];
+    store.upsert(&rows).await.unwrap();
+    let removal = removed(new_id(), "0055B1");
+    store.upsert(std::slice::from_ref(&removal)).await.unwrap();
+    store.upsert(&rows).await.unwrap();
+    let stored = store.lookup(&[old, new, unordered, neighbour, removal.id]).await.unwrap();
+    assert_eq!(stored[&old].deleted_at, Some(removal.scored_at));
+    assert_eq!(stored[&unordered].deleted_at, Some(removal.scored_at));
+    assert_eq!(stored[&new].deleted_at, None);
+    assert_eq!(stored[&neighbour].deleted_at, None);
+    assert_eq!(stored[&removal.id].row.status, ItemStatus::Deleted);
+    assert_eq!(stored[&old].row.score, Some(5.0));
+}
+
+#[tokio::test]
+async fn a_row_that_arrives_after_its_removal_is_marked() {
+    let Fixture { store, database: _database, .. } = fixture().await;
+    let removal = removed(new_id(), "0055B");
+    store.upsert(std::slice::from_ref(&removal)).await.unwrap();
+    let (late, recreated) = (new_id(), new_id());
+    store.upsert(&[created(late, Some("0055A")), created(recreated, Some("0055C"))]).await.unwrap();
+    let stored = store.lookup(&[late, recreated]).await.unwrap();
+    assert_eq!(stored[&late].deleted_at, Some(removal.scored_at));
+    assert_eq!(stored[&recreated].deleted_at, None);
+
+    // The same key is removed again: its tombstone has the same id, and moves on.
+    store.upsert(&[removed(removal.id, "0055D")]).await.unwrap();
+    assert!(store.lookup(&[recreated]).await.unwrap()[&recreated].deleted_at.is_some());
+    let later = new_id();
+    store.upsert(&[created(later, Some("0055CC"))]).await.unwrap();
+    assert!(store.lookup(&[later]).await.unwrap()[&later].deleted_at.is_some());
+}
+
+#[tokio::test]
+async fn removing_one_version_leaves_the_others() {
+    let Fixture { store, database: _database, .. } = fixture().await;
+    let version = |version: &str, sequencer| {
+        Some(ObjectRef { version_id: Some(version.into()), ..object("a.jpg", Some(sequencer)) })
+    };
+    let (first, second) = (new_id(), new_id());
+    let rows = [
+        ScoreRow { object: version("v1", "1"), ..scored(first, "a.jpg", 1.0) },
+        ScoreRow { object: version("v2", "2"), ..scored(second, "a.jpg", 2.0) },
+    ];
+    store.upsert(&rows).await.unwrap();
+    // A version's removal has the id of its score, since both name the same version.
+    let removal = ScoreRow { object: version("v1", "3"), ..removed(first, "3") };
+    store.upsert(&[removal]).await.unwrap();
+    let stored = store.lookup(&[first, second]).await.unwrap();
+    assert!(stored[&first].deleted_at.is_some());
+    assert_eq!(stored[&first].row.score, Some(1.0));
+    assert!(stored[&second].deleted_at.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn concurrent_writers_agree_and_do_not_deadlock() {
+    let Fixture { store, database: _database, .. } = fixture().await;
+    let ids: Vec<ScoreId> = (0..200).map(|_| new_id()).collect();
+    let mut writers = Vec::new();
+    for writer in 0..4_u32 {
+        let (store, mut ids) = (store.clone(), ids.clone());
+        writers.push(tokio::spawn(async move {
+            let mut told = Vec::new();
+            for round in 0..10_usize {
+                // Another order each time, which is what deadlocks unsorted batches.
+                ids.rotate_left(7 * round + writer as usize);
+                let rows: Vec<_> = ids.iter().map(|&id| scored(id, "a", f64::from(writer))).collect();
+                let stored = store.upsert(&rows).await.unwrap();
+                assert_eq!(stored.len(), ids.len());
+                told.extend(stored.into_iter().map(|(id, stored)| (id, stored.row.score)));
+            }
+            told
+        }));
+    }
+    let mut told = Vec::new();
+    for writer in writers {
+        told.extend(writer.await.unwrap());
+    }
+    let rows = store.lookup(&ids).await.unwrap();
+    assert_eq!(rows.len(), ids.len());
+    for (id, score) in told {
+        assert_eq!(score, rows[&id].row.score, "two writers were told different scores for {id}");
+    }
+}
+
+#[tokio::test]
+async fn migrations_may_run_twice_and_at_once() {
+    let database = TestDatabase::create().await.unwrap();
+    let store = Store::connect(&settings(database.url())).await.unwrap();
+    let before = store.list(1).await.unwrap_err();
+    assert!(before.to_string().contains("roc4mllm migrate"), "{before}");
+    assert_eq!(before.disposition(), Disposition::Hold);
+    let results = tokio::join!(store.migrate(), store.migrate(), store.migrate(), store.migrate());
+    results.0.and(results.1).and(results.2).and(results.3).unwrap();
+    store.migrate().await.unwrap();
+    assert!(store.list(1).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_schema_newer_than_this_release_is_left_alone() {
+    let Fixture { store, database, .. } = fixture().await;
+    let mut connection = PgConnection::connect(database.url()).await.unwrap();
+    sqlx::raw_sql(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+         VALUES (99999, 'of a later release', true, '', 0);
+         ALTER TABLE scores ADD COLUMN of_a_later_release integer DEFAULT 1",
+    )
+    .execute(&mut connection)
+    .await
+    .unwrap();
+    store.migrate().await.unwrap();
+    let id = new_id();
+    store.upsert(&[scored(id, "a.jpg", 1.0)]).await.unwrap();
+    assert_eq!(store.lookup(&[id]).await.unwrap()[&id].row.score, Some(1.0));
+}
+
+#[tokio::test]
+async fn ranking_and_latest_of_a_key_use_their_indexes() {
+    let Fixture { store, database, .. } = fixture().await;
+    let rows: Vec<_> =
+        (0..2000).map(|n| scored(new_id(), &format!("{n}.jpg"), f64::from(n % 97) / 10.0)).collect();
+    store.upsert(&rows).await.unwrap();
+    let mut connection = PgConnection::connect(database.url()).await.unwrap();
+    sqlx::raw_sql("ANALYZE scores").execute(&mut connection).await.unwrap();
+    for (query, index) in [
+        ("SELECT * FROM scores WHERE score IS NOT NULL ORDER BY score DESC LIMIT 10", "scores_by_score"),
+        (
+            "SELECT * FROM scores WHERE bucket = 'photos' AND object_key = '7.jpg' AND model = 'mplug_owl2'
+             ORDER BY sequencer DESC NULLS LAST LIMIT 1",
+            "scores_by_object",
+        ),
+    ] {
+        let explain = sqlx::AssertSqlSafe(format!("EXPLAIN {query}"));
+        let plan: Vec<(String,)> = sqlx::query_as(explain).fetch_all(&mut connection).await.unwrap();
+        let plan: String = plan.into_iter().map(|(line,)| line + "\n").collect();
+        assert!(plan.contains(index), "{plan}");
+        assert!(!plan.contains("Sort"), "{plan}");
+    }
+}
+
+#[tokio::test]
+async fn an_unreachable_postgres_is_named_within_the_deadline() {
+    // One address refuses, the other accepts and then says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent_port = silent.local_addr().unwrap().port();
+    let refusing_port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    for port in [refusing_port, silent_port] {
+        let url = format!("postgres://me:hunter2@127.0.0.1:{port}/photos");
+        let settings = PostgresSettings { connect_timeout_ms: 500, ..settings(&url) };
+        let started = Instant::now();
+        let error = Store::connect(&settings).await.unwrap_err();
+        assert!(started.elapsed() < Duration::from_secs(5));
+        assert!(error.to_string().contains(&format!("127.0.0.1:{port}/photos")), "{error}");
+        assert!(!error.to_string().contains("hunter2"), "{error}");
+        assert_eq!(error.disposition(), Disposition::Hold);
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_role_is_called_that() {
+    let database = TestDatabase::create().await.unwrap();
+    let mut url = url::Url::parse(database.url()).unwrap();
+    url.set_username("no-such-role").unwrap();
+    url.set_password(Some("wrong")).unwrap();
+    let error = Store::connect(&settings(url.as_str())).await.unwrap_err();
+    assert!(matches!(&error, StoreError::Refused { code, .. } if code.starts_with("28")), "{error}");
+    assert!(error.to_string().contains("postgres.url"), "{error}");
+    assert_eq!(error.disposition(), Disposition::Hold);
+}
+
+#[tokio::test]
+async fn a_lock_held_elsewhere_times_out_as_passing() {
+    let Fixture { store, settings, database } = fixture().await;
+    let id = new_id();
+    store.upsert(&[rejected(id, "a.jpg")]).await.unwrap();
+    let mut holder = PgConnection::connect(database.url()).await.unwrap();
+    sqlx::raw_sql("BEGIN; SELECT * FROM scores FOR UPDATE").execute(&mut holder).await.unwrap();
+    let hasty = PostgresSettings { lock_timeout_ms: 100, ..settings };
+    let error = Store::connect(&hasty).await.unwrap().upsert(&[scored(id, "a.jpg", 1.0)]).await.unwrap_err();
+    assert!(matches!(&error, StoreError::Refused { code, .. } if code == "55P03"), "{error}");
+    assert_eq!(error.disposition(), Disposition::Retry);
+}
+
+struct Writer {
+    requests: mpsc::Sender<WriteRequest>,
+    task: tokio::task::JoinHandle<()>,
+    shutdown: CancellationToken,
+}
+
+fn writer(store: &Store, settings: &PostgresSettings) -> Writer {
+    let (requests, incoming) = mpsc::channel(1000);
+    let shutdown = CancellationToken::new();
+    let (store, settings, token) = (store.clone(), settings.clone(), shutdown.clone());
+    let retry = RetrySettings { initial_ms: 20, max_ms: 200, ..RetrySettings::default() };
+    let task = tokio::spawn(async move { write_batches(store, &settings, &retry, incoming, token).await });
+    Writer { requests, task, shutdown }
+}
+
+impl Writer {
+    async fn write(&self, row: ScoreRow) -> oneshot::Receiver<Result<StoredScore, StoreError>> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(WriteRequest { row, reply }).await.unwrap();
+        answer
+    }
+}
+
+#[tokio::test]
+async fn the_writer_answers_every_request_and_drains_when_its_senders_go() {
+    let Fixture { store, settings, database: _database } = fixture().await;
+    let writer = writer(&store, &settings);
+    let same = new_id();
+    let mut answers = Vec::new();
+    for n in 0..1200 {
+        let id = if n % 100 == 0 { same } else { new_id() };
+        answers.push((id, writer.write(scored(id, "a.jpg", f64::from(n))).await));
+    }
+    drop(writer.requests);
+    writer.task.await.unwrap();
+    let mut fresh = 0;
+    for (id, answer) in answers {
+        let stored = answer.await.unwrap().unwrap();
+        assert_eq!(stored.row.id, id);
+        if id == same {
+            assert_eq!(stored.row.score, Some(0.0));
+            fresh += usize::from(!stored.reused);
+        }
+    }
+    assert_eq!(fresh, 1, "exactly one of the equal requests wrote the row");
+    assert_eq!(store.count().await.unwrap()[&ItemStatus::Scored], 1189);
+}
+
+#[tokio::test]
+async fn one_bad_row_does_not_hold_up_its_batch() {
+    let Fixture { store, settings, database: _database } = fixture().await;
+    let writer = writer(&store, &settings);
+    let mut answers = Vec::new();
+    for n in 0..20 {
+        let score = if n == 13 { f64::NAN } else { f64::from(n) };
+        answers.push(writer.write(scored(new_id(), "a.jpg", score)).await);
+    }
+    for (n, answer) in answers.into_iter().enumerate() {
+        let result = answer.await.unwrap();
+        assert_eq!(result.is_err(), n == 13, "{result:?}");
+    }
+    assert_eq!(store.count().await.unwrap()[&ItemStatus::Scored], 19);
+}
+
+#[tokio::test]
+async fn the_writer_rides_out_a_restart_of_postgres() {
+    // A server of its own, since others share the common one.
+    let mut server = tokio::task::spawn_blocking(Postgres::start).await.unwrap().unwrap();
+    let settings = PostgresSettings { connect_timeout_ms: 1000, ..settings(&server.url()) };
+    let store = Store::connect(&settings).await.unwrap();
+    store.migrate().await.unwrap();
+    let writer = writer(&store, &settings);
+    writer.write(scored(new_id(), "a.jpg", 1.0)).await.await.unwrap().unwrap();
+    server.stop().unwrap();
+    let mut waiting = writer.write(scored(new_id(), "b.jpg", 2.0)).await;
+    assert!(tokio::time::timeout(Duration::from_millis(500), &mut waiting).await.is_err());
+    server.restart().unwrap();
+    waiting.await.unwrap().unwrap();
+    assert_eq!(store.count().await.unwrap()[&ItemStatus::Scored], 2);
+
+    // Shutdown ends the retries, and the reply is dropped without an answer.
+    server.stop().unwrap();
+    let abandoned = writer.write(scored(new_id(), "c.jpg", 3.0)).await;
+    writer.shutdown.cancel();
+    tokio::time::timeout(Duration::from_secs(10), writer.task).await.unwrap().unwrap();
+    assert!(abandoned.await.is_err());
+}

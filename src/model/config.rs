@@ -193,7 +193,9 @@ impl LanguageConfig {
         match fields.optional_text("hidden_act")? {
             None | Some("silu" | "swish") => {}
             Some(other) => {
-                return Err(fields.error("hidden_act", format!("is `{other}`, but only `silu` is computed here")));
+                return Err(
+                    fields.error("hidden_act", format!("is `{other}`, but only `silu` is computed here"))
+                );
             }
         }
         if config.hidden_size % config.num_attention_heads != 0 || config.head_dim() % 2 != 0 {
@@ -271,7 +273,8 @@ impl VisionConfig {
         match fields.optional_text("hidden_act")? {
             None | Some("quick_gelu") => Ok(config),
             Some(other) => {
-                Err(fields.error("hidden_act", format!("is `{other}`, but only `quick_gelu` is computed here")))
+                Err(fields
+                    .error("hidden_act", format!("is `{other}`, but only `quick_gelu` is computed here")))
             }
         }
     }
@@ -322,7 +325,11 @@ impl AbstractorConfig {
         if config.grid_size != vision.grid() {
             return Err(fields.error(
                 "grid_size",
-                format!("is {}, but the vision model has {} patches an edge", config.grid_size, vision.grid()),
+                format!(
+                    "is {}, but the vision model has {} patches an edge",
+                    config.grid_size,
+                    vision.grid()
+                ),
             ));
         }
         Ok(config)
@@ -396,10 +403,8 @@ impl SpecialTokens {
             return Err(source.error("eos_token_id", "must name at least one token"));
         };
         let pad = source.optional_id("pad_token_id")?.unwrap_or(first_eos);
-        for (name, id) in eos
-            .iter()
-            .map(|id| ("eos_token_id", *id))
-            .chain([("bos_token_id", bos), ("pad_token_id", pad)])
+        for (name, id) in
+            eos.iter().map(|id| ("eos_token_id", *id)).chain([("bos_token_id", bos), ("pad_token_id", pad)])
         {
             if id >= vocab_size {
                 return Err(source.error(name, format!("is {id}, outside the vocabulary of {vocab_size}")));

@@ -118,6 +118,14 @@ impl KvCache {
         Ok((view(&mut layer.keys, keys)?, view(&mut layer.values, values)?))
     }
 
+    /// Views of one layer's keys and values up to the longest row,
+    /// `[rows, kv_heads, positions, head_dim]`; keys are rotated already.
+    pub fn layer(&self, layer: usize) -> Result<(Tensor, Tensor), TchError> {
+        let longest = self.lengths.iter().copied().max().unwrap_or(0);
+        let layer = &self.layers[layer];
+        Ok((layer.keys.f_narrow(2, 0, longest)?, layer.values.f_narrow(2, 0, longest)?))
+    }
+
     /// Counts a block that every layer has written.
     pub fn advance(&mut self, placement: &Placement) {
         for length in &mut self.lengths {

@@ -29,6 +29,7 @@ pub struct Tokenizer {
     bos: u32,
     eos: u32,
     unknown: u32,
+    pad: Option<u32>,
     add_bos: bool,
     add_eos: bool,
     /// What SentencePiece writes for the unknown piece.
@@ -59,7 +60,9 @@ pub enum TokenizerError {
     Config(#[from] ConfigError),
     #[error("{}: {problem}; fetch the file of the checkpoint's own tokenizer", .path.display())]
     Model { path: PathBuf, problem: String },
-    #[error("token id {id} is outside the tokenizer's {size} tokens; tokenizer and weights must be of the same checkpoint")]
+    #[error(
+        "token id {id} is outside the tokenizer's {size} tokens; tokenizer and weights must be of the same checkpoint"
+    )]
     UnknownId { id: u32, size: usize },
     #[error("the text can't be tokenized ({0}); shorten or change it")]
     Text(String),
@@ -122,6 +125,7 @@ impl Tokenizer {
         let bos = required(&special.bos, "begin-of-sequence")?;
         let eos = required(&special.eos, "end-of-sequence")?;
 
+        let pad = special.pad.as_deref().and_then(id_of);
         let special_ids = special.texts.keys().filter_map(|text| id_of(text)).collect();
         let mut splits: Vec<SplitToken> = Vec::new();
         for text in special.texts.keys().chain(added.keys()).filter(|text| !text.is_empty()) {
@@ -142,6 +146,7 @@ impl Tokenizer {
             bos,
             eos,
             unknown,
+            pad,
             add_bos: special.add_bos,
             add_eos: special.add_eos,
             unknown_surface: trainer.unk_surface().to_owned(),
@@ -168,6 +173,17 @@ impl Tokenizer {
 
     pub fn eos(&self) -> u32 {
         self.eos
+    }
+
+    /// The id of the unknown piece.
+    pub fn unknown(&self) -> u32 {
+        self.unknown
+    }
+
+    /// The padding token that the tokenizer's files name; generation pads with the one that the
+    /// model's configuration names.
+    pub fn pad(&self) -> Option<u32> {
+        self.pad
     }
 
     /// The id of exactly this token.
@@ -325,13 +341,12 @@ impl Tokenizer {
             start = position;
         }
         let last = &text[start..];
-        segments.push(Segment::Text(if strip_next { last.trim_start_matches(is_python_space) } else { last }));
+        segments.push(Segment::Text(if strip_next {
+            last.trim_start_matches(is_python_space)
+        } else {
+            last
+        }));
         segments
-    }
-
-    /// The id of the unknown piece.
-    pub fn unknown(&self) -> u32 {
-        self.unknown
     }
 }
 
@@ -386,6 +401,7 @@ fn read_added_tokens(folder: &Path) -> Result<BTreeMap<String, u32>, ConfigError
 struct SpecialTokens {
     bos: Option<String>,
     eos: Option<String>,
+    pad: Option<String>,
     /// Each special token and whether it takes the white space around it.
     texts: BTreeMap<String, bool>,
     add_bos: bool,
@@ -404,7 +420,9 @@ impl SpecialTokens {
         let map_fields = Fields::new(&map_file, "", &map);
         let config_fields = Fields::new(&config_file, "", &config);
         if !config_fields.flag("legacy", true)? {
-            return Err(config_fields.error("legacy", "is false, but only the legacy rules are followed here"));
+            return Err(
+                config_fields.error("legacy", "is false, but only the legacy rules are followed here")
+            );
         }
 
         let mut texts = BTreeMap::new();
@@ -442,6 +460,7 @@ impl SpecialTokens {
         Ok(Self {
             bos: of_role.remove("bos_token"),
             eos: of_role.remove("eos_token"),
+            pad: of_role.remove("pad_token"),
             texts,
             add_bos: config_fields.flag("add_bos_token", true)?,
             add_eos: config_fields.flag("add_eos_token", false)?,

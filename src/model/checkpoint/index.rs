@@ -123,8 +123,7 @@ impl TensorIndex {
         for format in [Format::Safetensors, Format::TorchZip] {
             let single = folder.join(format.single_name());
             if single.exists() {
-                let mut index =
-                    Self { format, sharded: false, files: Vec::new(), tensors: BTreeMap::new() };
+                let mut index = Self { format, sharded: false, files: Vec::new(), tensors: BTreeMap::new() };
                 index.add_file(&single)?;
                 return Ok(index);
             }

@@ -23,13 +23,14 @@ impl MappedFile {
         })?;
         let length = i64::try_from(file.bytes)
             .map_err(|_| CheckpointError::corrupt(path, "the file is larger than any checkpoint"))?;
-        let bytes = Tensor::f_from_file(name, false, length, (Kind::Uint8, Device::Cpu)).map_err(|source| {
-            CheckpointError::layout(
-                path,
-                format!("can't be mapped into memory ({})", first_line(&source)),
-                "check that the file is readable and that `ulimit -v` leaves room for it",
-            )
-        })?;
+        let bytes =
+            Tensor::f_from_file(name, false, length, (Kind::Uint8, Device::Cpu)).map_err(|source| {
+                CheckpointError::layout(
+                    path,
+                    format!("can't be mapped into memory ({})", first_line(&source)),
+                    "check that the file is readable and that `ulimit -v` leaves room for it",
+                )
+            })?;
         Ok(Self { bytes })
     }
 
@@ -40,19 +41,19 @@ impl MappedFile {
         let element = kind.elt_size_in_bytes() as i64;
         let length = span(stored).and_then(|span| span.checked_mul(element)).ok_or_else(out_of_file)?;
         let bytes = self.bytes.f_narrow(0, offset, length)?;
-        let (storage, first) = if offset % element == 0 {
-            (bytes.f_view_dtype(kind)?, offset / element)
+        let source = if offset % element == 0 {
+            bytes.f_view_dtype(kind)?
         } else {
             let mut copy = bytes.f_empty_like()?;
             copy.f_copy_(&bytes)?;
-            (copy.f_view_dtype(kind)?, 0)
+            copy.f_view_dtype(kind)?
         };
-        // Set rather than viewed: autograd must see a tensor of its own, not one of many views of a
-        // map that share one version counter.
+        // Set rather than viewed: autograd must see a tensor of its own, not one of many views of a map
+        // that share one version counter. The offset counts from where the source starts.
         let mut tensor = Tensor::f_empty([0], (kind, Device::Cpu))?;
         let contiguous = contiguous_strides(&stored.shape);
         let strides = stored.strides.as_deref().unwrap_or(&contiguous);
-        let tensor = tensor.f_set_source_tensor_storage_offset_(&storage, first, &stored.shape[..], strides)?;
+        let tensor = tensor.f_set_source_tensor_storage_offset_(&source, 0, &stored.shape[..], strides)?;
         tensor.f_contiguous()
     }
 }

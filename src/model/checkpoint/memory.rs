@@ -74,9 +74,9 @@ fn available_in_groups(text: &str) -> Option<u64> {
         for ancestor in Path::new(group).ancestors() {
             let folder = Path::new(root).join(ancestor.strip_prefix("/").unwrap_or(ancestor));
             let read = |name: &str| fs::read_to_string(folder.join(name)).ok();
-            let left = read(files.limit)
-                .zip(read(files.usage))
-                .and_then(|(limit, usage)| left_in_group(&limit, &usage, &read("memory.stat").unwrap_or_default(), files));
+            let left = read(files.limit).zip(read(files.usage)).and_then(|(limit, usage)| {
+                left_in_group(&limit, &usage, &read("memory.stat").unwrap_or_default(), files)
+            });
             least = least.into_iter().chain(left).min();
         }
     }

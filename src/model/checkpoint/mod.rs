@@ -2,24 +2,31 @@
 //!
 //! Weights are mapped, never read: a tensor is a piece of its file until someone writes to it.
 
+mod check;
+mod convert;
 mod digest;
 mod error;
 mod expected;
 mod index;
+mod inspect;
 mod mapped;
 mod memory;
 mod pickle;
+mod pickle_writer;
 mod safetensors;
 mod torch_zip;
 
+pub use check::Problem;
+pub use convert::{ConvertOptions, Converted, convert};
 pub use digest::{Digest, FileDigest};
 pub use error::{CheckpointError, TensorProblem};
 pub use expected::{ExpectedTensor, Role, expected_tensors};
 pub use index::{Format, StoredDtype};
+pub use inspect::{Inspection, LoadMemory, inspect};
 pub use memory::available_memory;
 
 use super::config::ModelConfig;
-use index::{StoredTensor, TensorIndex};
+use index::TensorIndex;
 use mapped::MappedFile;
 use std::{
     cell::{OnceCell, RefCell},
@@ -46,10 +53,19 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError`] for a folder, file or tensor that is missing, damaged or of another shape.
     pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
+        let checkpoint = Self::open_unchecked(folder)?;
+        let problems = check::problems(&checkpoint.index, &checkpoint.expected);
+        match check::first_error(folder, &checkpoint.index, problems) {
+            None => Ok(checkpoint),
+            Some(error) => Err(error),
+        }
+    }
+
+    /// As [`Self::open`], whatever the tensors are.
+    fn open_unchecked(folder: &Path) -> Result<Self, CheckpointError> {
         let index = TensorIndex::read(folder)?;
         let config = ModelConfig::read(folder)?;
         let expected = expected_tensors(&config);
-        check(folder, &index, &expected)?;
         let maps = index.files.iter().map(|_| OnceCell::new()).collect();
         Ok(Self { folder: folder.to_owned(), config, expected, index, maps, used: RefCell::default() })
     }
@@ -175,70 +191,17 @@ impl Checkpoint {
     /// [`CheckpointError::Tensor`] naming a weight that was never asked for; buffers are exempt.
     pub fn finish(&self) -> Result<(), CheckpointError> {
         let used = self.used.borrow();
-        let unused: Vec<_> = self
-            .index
-            .tensors
-            .iter()
-            .filter(|(name, _)| !used.contains(*name))
-            .filter(|(name, _)| self.expected.get(*name).is_none_or(|e| e.role == Role::Parameter))
-            .collect();
-        match unused.first() {
+        let weight = |name: &str| self.expected.get(name).is_none_or(|tensor| tensor.role != Role::Buffer);
+        let mut unused =
+            self.index.tensors.iter().filter(|(name, _)| !used.contains(*name) && weight(name));
+        match unused.next() {
             None => Ok(()),
-            Some((name, stored)) => Err(unexpected(&self.index, name, stored, unused.len() - 1)),
+            Some((name, stored)) => Err(CheckpointError::Tensor {
+                path: self.index.files[stored.file].path.clone(),
+                name: name.clone(),
+                problem: TensorProblem::Unexpected { found: stored.shape.clone() },
+                others: unused.count(),
+            }),
         }
-    }
-}
-
-fn unexpected(index: &TensorIndex, name: &str, stored: &StoredTensor, others: usize) -> CheckpointError {
-    CheckpointError::Tensor {
-        path: index.files[stored.file].path.clone(),
-        name: name.to_owned(),
-        problem: TensorProblem::Unexpected { found: stored.shape.clone() },
-        others,
-    }
-}
-
-/// Compares what the files hold with what the network has: shapes and types first, since a wrong
-/// `config.json` shows there most plainly, then tensors that are missing, then those too many.
-fn check(
-    folder: &Path,
-    index: &TensorIndex,
-    expected: &BTreeMap<String, ExpectedTensor>,
-) -> Result<(), CheckpointError> {
-    let mut mismatches = Vec::new();
-    for (name, stored) in &index.tensors {
-        let Some(expected) = expected.get(name) else { continue };
-        if expected.shape != stored.shape {
-            let (expected, found) = (expected.shape.clone(), stored.shape.clone());
-            mismatches.push((name, stored, TensorProblem::Shape { expected, found }));
-        } else if stored.dtype.kind().is_none() {
-            mismatches.push((name, stored, TensorProblem::Dtype { found: stored.dtype.to_string() }));
-        }
-    }
-    let others = mismatches.len().saturating_sub(1);
-    if let Some((name, stored, problem)) = mismatches.into_iter().next() {
-        return Err(CheckpointError::Tensor {
-            path: index.files[stored.file].path.clone(),
-            name: name.clone(),
-            problem,
-            others,
-        });
-    }
-    let missing = |(name, expected): &(&String, &ExpectedTensor)| {
-        !expected.role.may_be_absent() && !index.tensors.contains_key(*name)
-    };
-    let missing: Vec<_> = expected.iter().filter(missing).collect();
-    if let Some((name, expected)) = missing.first() {
-        return Err(CheckpointError::Tensor {
-            path: folder.to_owned(),
-            name: (*name).clone(),
-            problem: TensorProblem::Missing { expected: expected.shape.clone() },
-            others: missing.len() - 1,
-        });
-    }
-    let extra: Vec<_> = index.tensors.iter().filter(|(name, _)| !expected.contains_key(*name)).collect();
-    match extra.first() {
-        None => Ok(()),
-        Some((name, stored)) => Err(unexpected(index, name, stored, extra.len() - 1)),
     }
 }

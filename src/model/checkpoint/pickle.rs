@@ -382,12 +382,21 @@ fn constructor(module: &str, name: &str) -> Result<Value, String> {
 
 fn storage(id: &Value) -> Result<Value, String> {
     if let Value::Tuple(parts) = id
-        && let [Value::Text(kind), Value::Constructor(Constructor::StorageClass(class)), Value::Text(key), _, Value::Integer(length)] =
-            &parts.list[..]
+        && let [
+            Value::Text(kind),
+            Value::Constructor(Constructor::StorageClass(class)),
+            Value::Text(key),
+            _,
+            Value::Integer(length),
+        ] = &parts.list[..]
         && &**kind == "storage"
         && *length >= 0
     {
-        return Ok(Value::Storage(Rc::new(Storage { class: class.clone(), key: key.clone(), length: *length })));
+        return Ok(Value::Storage(Rc::new(Storage {
+            class: class.clone(),
+            key: key.clone(),
+            length: *length,
+        })));
     }
     Err("it refers to something other than a storage".into())
 }

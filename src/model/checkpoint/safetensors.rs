@@ -56,7 +56,8 @@ pub(super) fn read_table(path: &Path) -> Result<Vec<(String, StoredTensor)>, Che
     for name in metadata.offset_keys() {
         let Some(info) = metadata.info(&name) else { continue };
         let shape = info.shape.iter().map(|&size| i64::try_from(size)).collect::<Result<_, _>>();
-        let shape = shape.map_err(|_| CheckpointError::corrupt(path, format!("tensor `{name}` is too large")))?;
+        let shape =
+            shape.map_err(|_| CheckpointError::corrupt(path, format!("tensor `{name}` is too large")))?;
         let dtype = match info.dtype {
             Dtype::F32 => StoredDtype::F32,
             Dtype::F16 => StoredDtype::F16,

@@ -37,8 +37,9 @@ pub(super) fn read_table(path: &Path) -> Result<Vec<(String, StoredTensor)>, Che
     let mut records = HashMap::new();
     let mut little_endian = true;
     for position in 0..archive.len() {
-        let mut record =
-            archive.by_index(position).map_err(|source| corrupt(format!("its record {position}: {source}")))?;
+        let mut record = archive
+            .by_index(position)
+            .map_err(|source| corrupt(format!("its record {position}: {source}")))?;
         let name = record.name().map_err(|source| corrupt(format!("its record {position}: {source}")))?;
         // Every name starts with the archive's own name and a slash.
         let Some((_, name)) = name.split_once('/') else { continue };
@@ -117,7 +118,8 @@ fn place(tensor: &PickledTensor, records: &HashMap<String, (u64, u64)>) -> Resul
         "IntStorage" => (StoredDtype::Other(tensor.storage_class.to_string()), 4),
         other => (StoredDtype::Other(other.to_owned()), 1),
     };
-    let &(record, size) = records.get(&*tensor.key).ok_or_else(|| format!("has no record data/{}", tensor.key))?;
+    let &(record, size) =
+        records.get(&*tensor.key).ok_or_else(|| format!("has no record data/{}", tensor.key))?;
     let too_large = || format!("reaches beyond its record data/{}", tensor.key);
     let strides = (tensor.strides != contiguous_strides(&tensor.shape)).then(|| tensor.strides.clone());
     let relative = tensor.offset.checked_mul(element).ok_or_else(too_large)?;
@@ -135,7 +137,10 @@ fn place(tensor: &PickledTensor, records: &HashMap<String, (u64, u64)>) -> Resul
         return Err(too_large());
     }
     if tensor.storage_length.checked_mul(element).and_then(|bytes| u64::try_from(bytes).ok()) != Some(size) {
-        return Err(format!("says that data/{} holds {} elements, but it has {size} bytes", tensor.key, tensor.storage_length));
+        return Err(format!(
+            "says that data/{} holds {} elements, but it has {size} bytes",
+            tensor.key, tensor.storage_length
+        ));
     }
     Ok(stored)
 }

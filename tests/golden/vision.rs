@@ -1,0 +1,108 @@
+//! Vision model and abstractor against `vision_*.safetensors`, layer by layer against `layers_*`.
+
+use crate::{
+    network::{Tolerance, assert_close, embed, network, pixels},
+    support,
+};
+use roc4mllm::model::{
+    checkpoint::Checkpoint,
+    family::{Block, Family},
+    mplug_owl2::MplugOwl2,
+    parameters::Parameters,
+};
+use std::collections::BTreeMap;
+use tch::{Device, Kind, Tensor};
+
+fn compare_vision(file: &str, kind: Kind, tolerance: Tolerance) {
+    let _no_grad = tch::no_grad_guard();
+    let model = network(kind);
+    let pictures = support::tensors("pixel_values.safetensors");
+    for (name, golden) in support::tensors(file) {
+        let (stage, stem) = name.split_once('/').unwrap_or_else(|| panic!("{file}: {name}: no stage"));
+        let patches = model.vision().forward(&pixels(&pictures, stem).to_kind(kind)).unwrap();
+        let ours = match stage {
+            "vision" => patches,
+            "abstractor" => model.abstractor().forward(&patches).unwrap(),
+            _ => panic!("{file}: {name}: unknown stage"),
+        };
+        assert_close(file, &name, &golden, &ours.squeeze_dim(0), tolerance);
+    }
+}
+
+#[test]
+fn golden_vision_f32() {
+    compare_vision("vision_f32.safetensors", Kind::Float, Tolerance::Absolute(1e-4));
+}
+
+#[test]
+fn golden_vision_bf16() {
+    compare_vision("vision_bf16.safetensors", Kind::BFloat16, Tolerance::Bf16Units(2.0));
+}
+
+/// `layers_<stem>_f32.safetensors`, whichever picture it is of.
+#[test]
+fn golden_layers_f32() {
+    let _no_grad = tch::no_grad_guard();
+    let model = network(Kind::Float);
+    let pictures = support::tensors("pixel_values.safetensors");
+    let files = support::names("layers_", "_f32.safetensors");
+    assert!(!files.is_empty(), "layers_*_f32.safetensors: no such file in {}", support::path("").display());
+    for file in files {
+        let stem = file.trim_start_matches("layers_").trim_end_matches("_f32.safetensors");
+        let ours = activations(&model, &pixels(&pictures, stem));
+        for (name, golden) in support::tensors(&file) {
+            let ours = ours.get(&name).unwrap_or_else(|| panic!("{file}: {name}: unknown stage"));
+            assert_close(&file, &name, &golden, ours, Tolerance::Absolute(1e-4));
+        }
+    }
+}
+
+/// Every intermediate result for one picture under the `assess` prompt, by its golden name.
+fn activations(model: &MplugOwl2, pixels: &Tensor) -> BTreeMap<String, Tensor> {
+    let mut named = BTreeMap::new();
+    let mut note = |name: String, tensor: &Tensor| named.insert(name, tensor.squeeze_dim(0));
+    let vision = model.vision().activations(pixels).unwrap();
+    note("vision/embeddings".into(), &vision[0]);
+    for (layer, hidden) in vision[1..].iter().enumerate() {
+        note(format!("vision/layer{layer}"), hidden);
+    }
+    let patches = model.vision().forward(pixels).unwrap();
+    for (layer, hidden) in model.abstractor().activations(&patches).unwrap().iter().enumerate() {
+        note(format!("abstractor/layer{layer}"), hidden);
+    }
+    let (embeddings, image) = embed(model, "assess", pixels);
+    note("llama/inputs_embeds".into(), &embeddings);
+    let mut cache = model.new_cache(1, embeddings.size()[1]).unwrap();
+    let mut outputs = Vec::new();
+    let block = Block { embeddings: &embeddings, image };
+    model.language().forward_observed(&block, &mut cache, |hidden| outputs.push(hidden.shallow_clone())).unwrap();
+    let normed = outputs.pop().unwrap();
+    note("llama/final_norm".into(), &normed);
+    for (layer, hidden) in outputs.iter().enumerate() {
+        note(format!("llama/layer{layer}"), hidden);
+        let (keys, values) = cache.layer(layer).unwrap();
+        note(format!("llama/k_cache{layer}"), &keys);
+        note(format!("llama/v_cache{layer}"), &values);
+    }
+    named
+}
+
+/// A checkpoint may lack its position tables: computed from the dimensions they give the same.
+#[test]
+fn golden_vision_without_stored_tables() {
+    let _no_grad = tch::no_grad_guard();
+    let checkpoint = Checkpoint::open(&support::path("ckpt_safetensors")).unwrap();
+    let stored = Parameters::load(&checkpoint, Kind::Float, Device::Cpu).unwrap();
+    let tables = |name: &str| name.ends_with("_pos_embed") || name.ends_with("inv_freq");
+    let without = stored.iter().filter(|(name, _)| !tables(name));
+    let without: BTreeMap<_, _> = without.map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone())).collect();
+    assert!(without.len() < stored.iter().count(), "ckpt_safetensors: holds no tables to leave out");
+    let model = MplugOwl2::new(checkpoint.config().clone(), Parameters::new(without)).unwrap();
+    let pictures = support::tensors("pixel_values.safetensors");
+    for (name, golden) in support::tensors("vision_f32.safetensors") {
+        if let Some(stem) = name.strip_prefix("abstractor/") {
+            let ours = model.encode_images(&pixels(&pictures, stem)).unwrap().squeeze_dim(0);
+            assert_close("vision_f32.safetensors", &name, &golden, &ours, Tolerance::Absolute(1e-4));
+        }
+    }
+}

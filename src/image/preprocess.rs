@@ -115,6 +115,11 @@ impl Preprocessor {
         self
     }
 
+    /// How images that are not square become so.
+    pub fn fit(&self) -> Fit {
+        self.fit
+    }
+
     /// Edge of the model's square input.
     pub fn image_size(&self) -> usize {
         self.crop_edge

@@ -1,6 +1,8 @@
 //! Why `score` ended before it had tried every input.
 
 use crate::{
+    fault::Disposition,
+    fetch::FetchError,
     image::PreprocessorError,
     inference::{EngineFailure, StartError},
     model::error::ModelError,
@@ -18,6 +20,8 @@ pub enum ScoreCommandError {
     S3Address(String),
     #[error("no image found in {0}; folders are searched for {extensions}", extensions = super::inputs::extensions())]
     NoImages(String),
+    #[error(transparent)]
+    S3(#[from] FetchError),
     #[error("{}: no such folder; give --checkpoint a folder in Hugging Face layout", .0.display())]
     NoCheckpoint(PathBuf),
     #[error(transparent)]
@@ -36,9 +40,12 @@ impl ScoreCommandError {
     /// 2 for what the user or the configuration can mend before the next try, 1 for the rest.
     pub fn exit_code(&self) -> u8 {
         match self {
+            // Wrong credentials, region or address are the user's to mend; a passing fault is not.
+            Self::S3(error) if error.disposition() == Disposition::Retry => 1,
             Self::Missing(_)
             | Self::StandardInput
             | Self::S3Address(_)
+            | Self::S3(_)
             | Self::NoImages(_)
             | Self::NoCheckpoint(_)
             | Self::Preprocessor(_)

@@ -1,6 +1,7 @@
 //! From what the user named to a list of inputs, in the order of the results.
 
 use super::error::ScoreCommandError;
+use crate::object::ObjectRef;
 use std::{
     ffi::OsStr,
     fs,
@@ -32,10 +33,7 @@ pub struct Input {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     File(PathBuf),
-    Object {
-        bucket: String,
-        key: String,
-    },
+    Object(ObjectRef),
     /// Found in a folder, but known to be unreadable: the reason.
     Unreadable(String),
 }
@@ -88,8 +86,17 @@ impl Input {
     }
 
     /// An object of a bucket, called by its address.
-    pub fn object(bucket: &str, key: String) -> Self {
-        Self { name: format!("s3://{bucket}/{key}"), source: Source::Object { bucket: bucket.into(), key } }
+    pub fn object(object: ObjectRef) -> Self {
+        Self { name: format!("s3://{object}"), source: Source::Object(object) }
+    }
+}
+
+impl Prefix {
+    /// Whether a listed key is scored: the very key that was named, and images in no hidden folder.
+    pub fn takes(&self, key: &str) -> bool {
+        let hidden = |part: &str| is_hidden(part.as_ref());
+        let below = key.strip_prefix(&self.prefix).unwrap_or(key);
+        key == self.prefix || has_image_extension(Path::new(key)) && !below.split('/').any(hidden)
     }
 }
 
@@ -125,7 +132,7 @@ fn is_hidden(name: &OsStr) -> bool {
 }
 
 /// Whether a folder walk or an S3 listing takes this name for an image.
-pub(super) fn has_image_extension(path: &Path) -> bool {
+fn has_image_extension(path: &Path) -> bool {
     path.extension()
         .and_then(OsStr::to_str)
         .is_some_and(|extension| EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known)))
@@ -190,5 +197,13 @@ mod tests {
         assert_eq!(remote("s3://b/"), Some(("b".into(), String::new())));
         assert_eq!(remote("s3://b/a//c+d%2F"), Some(("b".into(), "a//c+d%2F".into())));
         assert_eq!(remote("s3:///key"), None);
+    }
+
+    #[test]
+    fn of_the_keys_under_a_prefix_images_are_taken() {
+        let prefix = Prefix { bucket: "b".into(), prefix: "album/raw".into() };
+        let taken = ["album/raw", "album/raw/1.jpg", "album/raw/.thumbs/1.jpg", "album/raw/1.xmp", "album/raws//2.PNG"]
+            .map(|key| prefix.takes(key));
+        assert_eq!(taken, [true, true, false, false, true]);
     }
 }

@@ -93,7 +93,7 @@ impl DecodePool {
         drop(lock(&self.jobs).take());
         let threads = std::mem::take(&mut *lock(&self.threads));
         for thread in threads {
-            // Nothing on these threads panics outside of `contained`.
+            // A panic is contained where it arises.
             let _ = thread.join();
         }
     }
@@ -113,11 +113,13 @@ impl Reader {
         if reply.is_abandoned() {
             return;
         }
-        match self.read(&name, &bytes) {
+        let read = catch_unwind(AssertUnwindSafe(|| self.read(&name, &bytes)))
+            .unwrap_or_else(|payload| Err(broken_off(&name, &panic_message(payload.as_ref()))));
+        // What comes next may wait for the model, and the file is not needed for it.
+        drop(bytes);
+        match read {
             Ok((slot, width, height)) => {
                 self.metrics.decoded.add(1);
-                // Before the engine: its slots are scarcer than these bytes, but neither should wait.
-                drop(bytes);
                 self.engine.submit(Work { slot, asker: Asker { name, width, height, reply } });
             }
             Err(error) => {
@@ -128,35 +130,25 @@ impl Reader {
         }
     }
 
-    /// The slot with the pixel values, and the image's width and height.
+    /// A slot with the pixel values, and the image's width and height.
     fn read(&self, name: &str, bytes: &[u8]) -> Result<(Slot, u32, u32), ItemError> {
         let reject = |error: ImageError| error.item_error(name);
-        let (width, height) = contained(name, || image::dimensions(bytes, &self.images))?.map_err(reject)?;
-        let permit = self.pixels.acquire(u64::from(width) * u64::from(height));
-        let start = Instant::now();
-        let pixels = contained(name, || image::decode(bytes, &self.images))?.map_err(reject)?;
-        self.metrics.decode_busy.add(start.elapsed());
-
-        // Waiting for the model is not the decoder's time.
+        let (width, height) = image::dimensions(bytes, &self.images).map_err(reject)?;
+        let _bought = self.pixels.acquire(u64::from(width) * u64::from(height));
         let mut slot = self.engine.slots().lease();
         let start = Instant::now();
-        contained(name, || self.preprocessor.preprocess(&pixels, slot.values_mut()))?;
+        let read = self.preprocessor.read(bytes, &self.images, slot.values_mut());
         self.metrics.decode_busy.add(start.elapsed());
-        let size = (pixels.width(), pixels.height());
-        drop(pixels);
-        drop(permit);
-        Ok((slot, size.0, size.1))
+        let (width, height) = read.map_err(reject)?;
+        Ok((slot, width, height))
     }
 }
 
-/// What `work` gives; a panic in it is the image's fault, not the thread's end.
-fn contained<T>(name: &str, work: impl FnOnce() -> T) -> Result<T, ItemError> {
-    catch_unwind(AssertUnwindSafe(work)).map_err(|payload| {
-        let reason = panic_message(payload.as_ref());
-        ItemError::new(
-            ErrorCode::DecodeFailed,
-            Stage::Decode,
-            format!("{name}: the decoder broke off ({reason}); re-export the image"),
-        )
-    })
+/// A panic is the image's fault, not the thread's end.
+fn broken_off(name: &str, reason: &str) -> ItemError {
+    ItemError::new(
+        ErrorCode::DecodeFailed,
+        Stage::Decode,
+        format!("{name}: preprocessing broke off ({reason}); re-export the image"),
+    )
 }

@@ -20,7 +20,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex},
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tokio::sync::{oneshot, watch};
 
@@ -310,8 +310,8 @@ where
         .map_err(StartError::Build)?;
     let (image_size, score_range) = (scorer.image_size(), scorer.score_range());
     let capacity = settings.batch_capacity();
-    // The batch that runs, the one that is being filled, and the neutral image.
-    let slots = SlotPool::new(2 * capacity + 1, image_size);
+    // The batch that runs, the one that waits, an image in every decode thread, and the neutral image.
+    let slots = SlotPool::new(2 * capacity + settings.decode_thread_count() + 1, image_size);
     let cap = BatchCap::new(capacity, settings.out_of_memory_cooldown());
     let mut runner = Runner::new(scorer, &slots, cap, Arc::clone(&shared.metrics));
     let warm_up = match settings.warm_up {
@@ -349,3 +349,6 @@ fn run_batch(runner: &mut Runner, works: Vec<Work>) -> Result<(), EngineFailure>
 fn about(name: &str, error: ItemError) -> ItemError {
     ItemError::new(error.code, error.stage, format!("{name}: {}", error.message))
 }
+
+#[cfg(test)]
+mod tests;

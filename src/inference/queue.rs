@@ -28,8 +28,8 @@ pub struct Asker {
     pub reply: Reply,
 }
 
-/// Preprocessed images in order of arrival. Bounded by the slots that they hold: at most one batch
-/// beyond the one that runs.
+/// Preprocessed images in order of arrival. Bounded by the slots that they hold: there is room for
+/// one batch beyond the one that runs.
 pub struct WorkQueue {
     state: Mutex<State>,
     changed: Condvar,

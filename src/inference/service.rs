@@ -89,3 +89,6 @@ impl ScoringService {
         let _ = ended.await;
     }
 }
+
+#[cfg(all(test, feature = "dev"))]
+mod tests;

@@ -15,7 +15,7 @@ pub struct InferenceSettings {
     pub decode_threads: usize,
     /// Decoded pixels held at once, in millions. One larger image is decoded alone.
     pub decoded_megapixels: u64,
-    /// Images between arrival and answer; 0 is four batches and two images a decode thread.
+    /// Images between arrival and answer; 0 is two batches and two images a decode thread.
     pub max_in_flight: usize,
     /// Run the largest batch once before the first image is taken, so that a device too small for it
     /// shows at start.
@@ -63,7 +63,7 @@ impl InferenceSettings {
     /// `max_in_flight`, or enough to keep the model and every decode thread busy.
     pub fn in_flight_capacity(&self) -> usize {
         match self.max_in_flight {
-            0 => 4 * self.batch_capacity() + 2 * self.decode_thread_count(),
+            0 => 2 * self.batch_capacity() + 2 * self.decode_thread_count(),
             images => images,
         }
     }

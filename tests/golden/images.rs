@@ -26,7 +26,7 @@ impl Described {
     }
 
     pub fn bytes(&self) -> Vec<u8> {
-        support::bytes(&format!("images/{}", self.file))
+        raw::bytes(&format!("images/{}", self.file))
     }
 
     pub fn decoded(&self) -> RgbImage {
@@ -37,7 +37,7 @@ impl Described {
 
 /// Every image that `images.json` lists.
 pub fn described() -> Vec<Described> {
-    let listed = support::json(FILE);
+    let listed = raw::json(FILE);
     let listed = listed["images"].as_array().filter(|images| !images.is_empty());
     let listed = listed.unwrap_or_else(|| panic!("{FILE}: lists no image"));
     listed
@@ -69,7 +69,7 @@ fn sha256(bytes: &[u8]) -> String {
 
 #[test]
 fn golden_images_are_the_listed_files() {
-    let folder = support::folder().join("images");
+    let folder = raw::folder().join("images");
     let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     let found: BTreeSet<String> = entries
         .filter_map(Result::ok)
@@ -81,9 +81,9 @@ fn golden_images_are_the_listed_files() {
 
 #[test]
 fn golden_images_name_the_software_of_the_readme() {
-    let listed = support::json(FILE);
+    let listed = raw::json(FILE);
     let pillow = listed["pillow"].as_str().unwrap_or_else(|| panic!("{FILE}: no pillow version"));
-    let readme = String::from_utf8_lossy(&support::bytes("README.md")).into_owned();
+    let readme = String::from_utf8_lossy(&raw::bytes("README.md")).into_owned();
     assert!(
         readme.contains(&format!("Pillow {pillow}")),
         "{FILE}: README.md names another Pillow than {pillow}"

@@ -2,7 +2,7 @@
 
 use crate::{
     images::{Described, described},
-    support,
+    raw,
 };
 use roc4mllm::image::{Fit, Preprocessor, RgbImage};
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,24 +13,24 @@ const SANE: &str = "pixel_values_sane.safetensors";
 const NOTES: &str = "preprocess_notes.json";
 
 fn open(checkpoint: &str) -> Preprocessor {
-    Preprocessor::open(&support::folder().join(checkpoint))
+    Preprocessor::open(&raw::folder().join(checkpoint))
         .unwrap_or_else(|error| panic!("{checkpoint}/preprocessor_config.json: {error}"))
 }
 
 fn preprocessor() -> Preprocessor {
-    open(&support::checkpoints()[0])
+    open(&raw::checkpoints()[0])
 }
 
 /// Compares bits, so that a changed sign of zero or a NaN is seen too.
 fn assert_bits(
     file: &str,
     name: &str,
-    tensor: &support::Tensor,
+    tensor: &raw::Tensor,
     preprocessor: &Preprocessor,
     image: &RgbImage,
 ) {
     let edge = preprocessor.image_size();
-    let expected = support::floats(file, name, tensor, &[3, edge, edge]);
+    let expected = raw::floats(file, name, tensor, &[3, edge, edge]);
     let mut values = vec![f32::NAN; 3 * edge * edge];
     preprocessor.preprocess(image, &mut values);
     let different =
@@ -73,7 +73,7 @@ fn longest(image: &Described) -> u32 {
 
 /// Stems of the images that `preprocess_notes.json` says the reference fails on.
 fn failing(prefix: &str) -> BTreeSet<String> {
-    let notes = support::json(NOTES);
+    let notes = raw::json(NOTES);
     let errors = notes["pixel_errors"].as_object().unwrap_or_else(|| panic!("{NOTES}: no pixel_errors"));
     errors
         .keys()
@@ -85,8 +85,8 @@ fn failing(prefix: &str) -> BTreeSet<String> {
 }
 
 /// The tensors of `file` with their images; together with the failing ones they must be all.
-fn with_images(file: &str, failing: &BTreeSet<String>) -> Vec<(Described, support::Tensor)> {
-    let mut tensors = support::tensors(file);
+fn with_images(file: &str, failing: &BTreeSet<String>) -> Vec<(Described, raw::Tensor)> {
+    let mut tensors = raw::tensors(file);
     let mut pairs = Vec::new();
     for image in described() {
         match tensors.remove(image.stem()) {
@@ -109,7 +109,7 @@ fn with_images(file: &str, failing: &BTreeSet<String>) -> Vec<(Described, suppor
 #[test]
 fn golden_pixel_values_are_reproduced_bit_for_bit() {
     let preprocessor = preprocessor().with_fit(Fit::Pad);
-    let sane: BTreeSet<String> = support::tensors(SANE).into_keys().collect();
+    let sane: BTreeSet<String> = raw::tensors(SANE).into_keys().collect();
     for (image, tensor) in with_images(PADDED, &failing("")) {
         let decoded = image.decoded();
         let seen = if longest(&image) == 3 {
@@ -147,7 +147,7 @@ fn golden_pixel_values_sane_are_reproduced_bit_for_bit() {
     let preprocessor = preprocessor().with_fit(Fit::Pad);
     let images: BTreeMap<String, Described> =
         described().into_iter().map(|image| (image.stem().to_owned(), image)).collect();
-    for (stem, tensor) in support::tensors(SANE) {
+    for (stem, tensor) in raw::tensors(SANE) {
         let image = images.get(&stem).unwrap_or_else(|| panic!("{SANE}: {stem}: no such image"));
         assert!(matches!(longest(image), 1 | 3), "{SANE}: {stem}: the reference gets this one right");
         assert_bits(SANE, &stem, &tensor, &preprocessor, &image.decoded());
@@ -164,7 +164,7 @@ fn golden_preprocessor_configs_agree() {
         .find(|(image, _)| image.width != image.height && longest(image) > 3 && image.height > 3)
         .unwrap_or_else(|| panic!("{file}: no image to compare"));
     let decoded = image.decoded();
-    for checkpoint in support::checkpoints() {
+    for checkpoint in raw::checkpoints() {
         let preprocessor = open(&checkpoint);
         assert_eq!(preprocessor.fit(), fit, "{checkpoint}/config.json: image_aspect_ratio");
         let file = format!("{checkpoint}/preprocessor_config.json, against {file}");
@@ -175,7 +175,7 @@ fn golden_preprocessor_configs_agree() {
 #[test]
 fn golden_preprocess_notes_follow_from_the_images() {
     const NO_MEAN: &str = "ValueError: mean must have 1 elements if it is an iterable, got 3";
-    let notes = support::json(NOTES);
+    let notes = raw::json(NOTES);
     let mut errors = BTreeMap::new();
     let mut unconverted = BTreeMap::new();
     for image in described() {

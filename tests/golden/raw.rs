@@ -1,19 +1,11 @@
-//! Reading the folder of reference outputs. Whatever is missing or unreadable fails the test and
-//! names the file.
+//! Golden files as bytes, for what is held to the last bit without tensors.
 
+pub use crate::support::folder;
 use safetensors::SafeTensors;
-use std::{collections::BTreeMap, env, fs, path::PathBuf};
+use std::{collections::BTreeMap, fs};
 
 /// Data type as safetensors spells it, shape, and little-endian bytes.
 pub type Tensor = (String, Vec<usize>, Vec<u8>);
-
-/// The folder of reference outputs.
-pub fn folder() -> PathBuf {
-    env::var_os("ROC4MLLM_GOLDEN").map_or_else(
-        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden")),
-        PathBuf::from,
-    )
-}
 
 /// The bytes of `file`, a path relative to the folder.
 pub fn bytes(file: &str) -> Vec<u8> {

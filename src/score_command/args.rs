@@ -1,0 +1,112 @@
+//! The command line of `roc4mllm score`.
+
+use crate::{
+    image::PreprocessMode,
+    model::{
+        device::{Device, Dtype},
+        settings::{ModelSettings, PromptChoice},
+    },
+};
+use clap::{Args, ValueEnum};
+use std::path::PathBuf;
+
+/// Score photos, folders of photos and S3 prefixes, without any service
+///
+/// Exit codes: 0 all scored, 3 some inputs rejected, 2 usage, configuration or no image found,
+/// 1 anything else.
+#[derive(Args, Clone, Debug)]
+pub struct ScoreArgs {
+    /// Photos, folders (walked recursively) and `s3://bucket/prefix`
+    #[arg(value_name = "PHOTO|DIR|S3", required = true)]
+    pub inputs: Vec<String>,
+
+    /// Checkpoint folder in Hugging Face layout
+    #[arg(long, value_name = "DIR")]
+    pub checkpoint: PathBuf,
+
+    /// Where to compute: `cpu`, `cuda` or `cuda:N`
+    #[arg(long, default_value_t)]
+    pub device: Device,
+
+    /// Number type to compute in: `auto` (as stored, but bf16 for f16 on a CPU), `f32`, `bf16` or `f16`
+    #[arg(long, default_value_t)]
+    pub dtype: Dtype,
+
+    /// What the model is asked: `assess`, `arch` or a question of your own
+    #[arg(long, value_name = "assess|arch|TEXT", default_value = "assess")]
+    pub prompt: PromptChoice,
+
+    /// How answers are decoded
+    #[arg(long, value_enum, default_value_t)]
+    pub decode: DecodeMode,
+
+    /// How pixels are preprocessed
+    #[arg(long, value_enum, default_value_t)]
+    pub preprocess: Preprocess,
+
+    /// The most images in one run of the model
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub batch_size: u16,
+
+    /// Decimals of the scores inside an answer's text
+    #[arg(long, value_name = "DECIMALS", default_value_t = 4, value_parser = clap::value_parser!(u8).range(0..=17))]
+    pub precision: u8,
+
+    /// How results are written to standard output
+    #[arg(long, value_enum, default_value_t)]
+    pub format: OutputFormat,
+
+    /// Also write a self-contained HTML page with thumbnails and rating distributions
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
+}
+
+/// How answers are decoded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum DecodeMode {
+    /// Greedily, a token a pass
+    #[default]
+    Generate,
+}
+
+/// How pixels are preprocessed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Preprocess {
+    /// Bit-equal to the reference
+    #[default]
+    Exact,
+}
+
+impl From<Preprocess> for PreprocessMode {
+    fn from(preprocess: Preprocess) -> Self {
+        match preprocess {
+            Preprocess::Exact => Self::Exact,
+        }
+    }
+}
+
+/// How results are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    /// Aligned columns for people
+    #[default]
+    Table,
+    /// One JSON object a line
+    Jsonl,
+    /// Comma-separated values with a header
+    Csv,
+}
+
+impl ScoreArgs {
+    /// What the model is loaded with.
+    pub fn model_settings(&self) -> ModelSettings {
+        ModelSettings {
+            checkpoint: self.checkpoint.to_string_lossy().into_owned(),
+            device: self.device,
+            dtype: self.dtype,
+            prompt: self.prompt.clone(),
+            precision: self.precision,
+            ..ModelSettings::default()
+        }
+    }
+}

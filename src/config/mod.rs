@@ -5,9 +5,9 @@ mod load;
 pub use load::{ConfigError, load, render};
 
 use crate::{
-    fetch::S3Settings, http::HttpSettings, image::ImageSettings, inference::InferenceSettings, kafka::KafkaSettings,
-    model::ModelSettings, pipeline::PipelineSettings, retry::RetrySettings, store::PostgresSettings,
-    telemetry::TelemetrySettings,
+    fetch::S3Settings, http::HttpSettings, image::ImageSettings, inference::InferenceSettings,
+    kafka::KafkaSettings, model::ModelSettings, pipeline::PipelineSettings, retry::RetrySettings,
+    store::PostgresSettings, telemetry::TelemetrySettings,
 };
 use serde::{Deserialize, Serialize};
 
@@ -51,7 +51,10 @@ impl Config {
                 return invalid(key, "is empty; name a topic");
             }
             if kafka.input_topics.contains(topic) {
-                return invalid(key, "is an input topic too: the worker would read what it writes; use another topic");
+                return invalid(
+                    key,
+                    "is an input topic too: the worker would read what it writes; use another topic",
+                );
             }
         }
         if kafka.output_topic == kafka.dead_letter_topic {
@@ -67,10 +70,16 @@ impl Config {
             return invalid("model.checkpoint", "is empty; give a checkpoint folder");
         }
         if self.pipeline.max_items < self.inference.batch_size {
-            return invalid("pipeline.max_items", "is below inference.batch_size, so no batch could fill; raise it");
+            return invalid(
+                "pipeline.max_items",
+                "is below inference.batch_size, so no batch could fill; raise it",
+            );
         }
         if self.pipeline.max_bytes < self.image.max_bytes {
-            return invalid("pipeline.max_bytes", "is below image.max_bytes, so the largest image could never enter; raise it");
+            return invalid(
+                "pipeline.max_bytes",
+                "is below image.max_bytes, so the largest image could never enter; raise it",
+            );
         }
         crate::telemetry::logs::parse_filter(&self.telemetry.log_level)
             .map(drop)

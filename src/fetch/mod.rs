@@ -5,6 +5,7 @@ mod error;
 
 pub use error::FetchError;
 
+use crate::fault::Disposition;
 use crate::object::ObjectRef;
 use crate::retry::{GaveUp, RetrySettings, retry};
 use crate::secret::Secret;
@@ -188,13 +189,19 @@ impl Fetcher {
         max_bytes: u64,
         settings: &RetrySettings,
     ) -> Result<FetchedImage, GaveUp<FetchError>> {
-        let grace = Duration::from_millis(self.settings.missing_grace_ms);
         let started = Instant::now();
-        let classify = |error: &FetchError| match error {
-            FetchError::Missing { .. } if started.elapsed() < grace => crate::fault::Disposition::Retry,
-            other => other.disposition(),
-        };
+        let classify = |error: &FetchError| self.next_step(error, started.elapsed());
         retry(settings, || self.fetch(object, max_bytes), classify).await
+    }
+
+    /// What to do about `error`, `elapsed` after the first attempt: a missing object gets
+    /// `missing_grace_ms` to appear, since an event may overtake the object that it announces.
+    pub fn next_step(&self, error: &FetchError, elapsed: Duration) -> Disposition {
+        let grace = Duration::from_millis(self.settings.missing_grace_ms);
+        match error {
+            FetchError::Missing { .. } if elapsed < grace => Disposition::Retry,
+            other => other.disposition(),
+        }
     }
 
     /// The objects of `bucket` whose key begins with `prefix`, in key order, with ETag and size.

@@ -112,12 +112,7 @@ pub struct Progress {
 
 impl Ledger {
     pub(super) fn new(commit_outputs: usize, on_due: impl Fn() + Send + Sync + 'static) -> Self {
-        Self {
-            state: Mutex::default(),
-            finished: Condvar::new(),
-            commit_outputs,
-            on_due: Box::new(on_due),
-        }
+        Self { state: Mutex::default(), finished: Condvar::new(), commit_outputs, on_due: Box::new(on_due) }
     }
 
     // Nothing panics while it holds this lock, so a poisoned one is as good as new.
@@ -197,14 +192,16 @@ impl Ledger {
     /// Records that are delivered and not finished.
     pub fn in_flight(&self) -> usize {
         let state = self.lock();
-        let unfinished = |assignment: &Assignment| assignment.work.values().filter(|work| !work.finished).count();
+        let unfinished =
+            |assignment: &Assignment| assignment.work.values().filter(|work| !work.finished).count();
         state.assignments.values().map(unfinished).sum()
     }
 
     /// Records that are finished and not committed.
     pub fn uncommitted(&self) -> usize {
         let state = self.lock();
-        let finished = |assignment: &Assignment| assignment.work.values().filter(|work| work.finished).count();
+        let finished =
+            |assignment: &Assignment| assignment.work.values().filter(|work| work.finished).count();
         state.assignments.values().map(finished).sum()
     }
 
@@ -254,7 +251,12 @@ impl Ledger {
     pub(super) fn epochs_of(&self, sources: &[TopicPartition]) -> Vec<Epoch> {
         let state = self.lock();
         let wanted = |assignment: &Assignment| sources.contains(&assignment.source);
-        state.assignments.iter().filter(|(_, assignment)| wanted(assignment)).map(|(epoch, _)| *epoch).collect()
+        state
+            .assignments
+            .iter()
+            .filter(|(_, assignment)| wanted(assignment))
+            .map(|(epoch, _)| *epoch)
+            .collect()
     }
 
     pub(super) fn deliver(&self, epoch: Epoch, offset: i64) -> Delivery {

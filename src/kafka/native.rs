@@ -1,10 +1,10 @@
 //! The few calls that rdkafka's safe interface lacks, or panics in.
 
 use crate::record::Header;
+use rdkafka::TopicPartitionList;
 use rdkafka::bindings as sys;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::message::BorrowedMessage;
-use rdkafka::TopicPartitionList;
 use std::ffi::CStr;
 use std::ptr;
 use std::slice;

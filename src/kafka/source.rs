@@ -146,12 +146,15 @@ impl Source {
     /// Seeks to where the group left off. The next turn resumes the partition.
     fn open(&mut self, opening: Opening) {
         let Opening { source, epoch, begin, tracker } = opening;
-        let Some(partition) = self.partitions.get_mut(&source).filter(|partition| partition.epoch == epoch) else {
+        let Some(partition) = self.partitions.get_mut(&source).filter(|partition| partition.epoch == epoch)
+        else {
             return;
         };
         let offset = match begin {
             Some(offset) => Offset::Offset(offset),
-            None if self.parts.settings.auto_offset_reset == super::config::OffsetReset::Latest => Offset::End,
+            None if self.parts.settings.auto_offset_reset == super::config::OffsetReset::Latest => {
+                Offset::End
+            }
             None => Offset::Beginning,
         };
         if let Err(error) = self.parts.consumer.seek(&source.topic, source.partition, offset, SEEK_TIMEOUT) {

@@ -22,3 +22,7 @@ pub mod settings;
 #[cfg(test)]
 mod synthetic;
 pub mod tokenizer;
+
+pub use error::ModelError;
+pub use scorer::TorchScorer;
+pub use settings::ModelSettings;

@@ -7,13 +7,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// Bytes are counted in blocks of this size, so that any budget fits a semaphore.
 const BLOCK: u64 = 4096;
 
-/// Permits by count, by encoded bytes and by concurrent fetches.
+/// Permits by count and by encoded bytes.
 pub struct Admission {
     items: Arc<Semaphore>,
     max_items: usize,
     bytes: Arc<Semaphore>,
     byte_blocks: u32,
-    fetches: Arc<Semaphore>,
 }
 
 /// Leave to hold encoded bytes; shrinks once the true size is known.
@@ -43,7 +42,6 @@ impl Admission {
             max_items,
             bytes: Arc::new(Semaphore::new(byte_blocks as usize)),
             byte_blocks,
-            fetches: Arc::new(Semaphore::new(settings.max_fetches.max(1))),
         }
     }
 
@@ -57,11 +55,6 @@ impl Admission {
         let blocks = blocks(bytes, self.byte_blocks);
         let permit = Arc::clone(&self.bytes).acquire_many_owned(blocks).await.ok()?;
         Some(BytesPermit { permit })
-    }
-
-    /// One of the concurrent fetches.
-    pub async fn fetch(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.fetches).acquire_owned().await.ok()
     }
 
     /// Encoded bytes held or promised now.
@@ -78,7 +71,6 @@ impl Admission {
     pub fn close(&self) {
         self.items.close();
         self.bytes.close();
-        self.fetches.close();
     }
 }
 

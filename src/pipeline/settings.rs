@@ -11,8 +11,6 @@ pub struct PipelineSettings {
     pub max_items: usize,
     /// Encoded image bytes held at once.
     pub max_bytes: u64,
-    /// Objects fetched at once.
-    pub max_fetches: usize,
     /// How long a SIGTERM waits for started items, in milliseconds.
     pub drain_ms: u64,
     /// How long each dependency may take to answer at start, in milliseconds.
@@ -21,13 +19,7 @@ pub struct PipelineSettings {
 
 impl Default for PipelineSettings {
     fn default() -> Self {
-        Self {
-            max_items: 512,
-            max_bytes: 512 << 20,
-            max_fetches: 16,
-            drain_ms: 20_000,
-            start_timeout_ms: 15_000,
-        }
+        Self { max_items: 512, max_bytes: 512 << 20, drain_ms: 20_000, start_timeout_ms: 15_000 }
     }
 }
 

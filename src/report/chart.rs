@@ -69,7 +69,14 @@ pub fn distribution(value: &ScoreValue, (low, high): (f64, f64)) -> Markup {
             let width = 200.0 / bins as f64 * 0.84;
             let inset = 200.0 / bins as f64 * 0.08;
             // Writing to a String cannot fail.
-            let _ = write!(bars, "M{} 44v-{}h{}v{}z", short(left + inset), short(height), short(width), short(height));
+            let _ = write!(
+                bars,
+                "M{} 44v-{}h{}v{}z",
+                short(left + inset),
+                short(height),
+                short(width),
+                short(height)
+            );
         }
     }
     // Bin centres are what scores are averages of: the first stands at `low`, the last at `high`.

@@ -17,10 +17,8 @@ const SCRIPT: &str = include_str!("script.js");
 /// Writes the page for `entries` in their order.
 pub fn write(out: &mut impl Write, meta: &ReportMeta, entries: &[Entry]) -> io::Result<()> {
     let scores: Vec<f64> = entries.iter().filter_map(Entry::score).collect();
-    let rejected: Vec<_> = entries
-        .iter()
-        .filter_map(|entry| entry.outcome.as_ref().err().map(|error| (entry, error)))
-        .collect();
+    let rejected: Vec<_> =
+        entries.iter().filter_map(|entry| entry.outcome.as_ref().err().map(|error| (entry, error))).collect();
     emit(out, DOCTYPE)?;
     out.write_all(b"<html lang=\"en\">")?;
     emit(out, head(meta))?;

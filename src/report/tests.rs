@@ -5,7 +5,11 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 fn meta() -> ReportMeta {
     ReportMeta {
         title: "Scores of <one> & two".into(),
-        model: ModelVersion { model: "mplug_owl2".into(), version: "sha256:abc".into(), preprocess_revision: 1 },
+        model: ModelVersion {
+            model: "mplug_owl2".into(),
+            version: "sha256:abc".into(),
+            preprocess_revision: 1,
+        },
         score_range: (1.0, 10.0),
         settings: vec![("prompt".into(), "</dd><script>x()</script>".into())],
         note: None,
@@ -44,7 +48,8 @@ fn page(entries: Vec<Entry>) -> String {
 
 #[test]
 fn whatever_a_name_holds_stays_text() {
-    let page = page(vec![scored("<img onerror=alert(1)>.jpg", 4), rejected("\"><script>alert(2)</script>.png")]);
+    let page =
+        page(vec![scored("<img onerror=alert(1)>.jpg", 4), rejected("\"><script>alert(2)</script>.png")]);
     assert!(page.contains("&lt;img onerror=alert(1)&gt;.jpg"));
     assert!(page.contains("alt=\"&lt;img onerror"));
     assert!(page.contains("&lt;b&gt;high&lt;/b&gt;"));
@@ -75,7 +80,10 @@ fn the_policy_allows_the_pages_own_style_and_script() {
         let start = page.find(&format!("<{tag}>")).unwrap() + tag.len() + 2;
         let end = page.find(&format!("</{tag}>")).unwrap();
         let hash = STANDARD.encode(Sha256::digest(&page[start..end]));
-        assert!(page.contains(&format!("{tag}-src &#39;sha256-{hash}")) || page.contains(&format!("{tag}-src 'sha256-{hash}")));
+        assert!(
+            page.contains(&format!("{tag}-src &#39;sha256-{hash}"))
+                || page.contains(&format!("{tag}-src 'sha256-{hash}"))
+        );
     }
 }
 

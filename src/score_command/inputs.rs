@@ -11,10 +11,8 @@ use walkdir::{DirEntry, WalkDir};
 
 /// Names that a folder walk takes for images. HEIC and AVIF are among them: they are not decoded,
 /// and the row that says so is better than silence.
-const EXTENSIONS: [&str; 14] = [
-    "avif", "bmp", "dib", "gif", "heic", "heif", "jfif", "jpe", "jpeg", "jpg", "png", "tif", "tiff",
-    "webp",
-];
+const EXTENSIONS: [&str; 14] =
+    ["avif", "bmp", "dib", "gif", "heic", "heif", "jfif", "jpe", "jpeg", "jpg", "png", "tif", "tiff", "webp"];
 
 /// The extensions for messages.
 pub(super) fn extensions() -> String {
@@ -118,10 +116,7 @@ fn walk(folder: &Path) -> Vec<Input> {
             Err(error) => {
                 let path = error.path().unwrap_or(folder);
                 let reason = error.io_error().map_or_else(|| error.to_string(), ToString::to_string);
-                Some(Input {
-                    name: path.to_string_lossy().into_owned(),
-                    source: Source::Unreadable(reason),
-                })
+                Some(Input { name: path.to_string_lossy().into_owned(), source: Source::Unreadable(reason) })
             }
         })
         .collect()
@@ -157,9 +152,16 @@ mod tests {
         for directory in ["b", ".hidden", "b/inner"] {
             fs::create_dir(root.join(directory)).unwrap();
         }
-        for file in
-            ["c.JPG", "a.png", ".d.jpg", "e.txt", "b/z.webp", "b/inner/é.tiff", ".hidden/f.jpg", "noextension"]
-        {
+        for file in [
+            "c.JPG",
+            "a.png",
+            ".d.jpg",
+            "e.txt",
+            "b/z.webp",
+            "b/inner/é.tiff",
+            ".hidden/f.jpg",
+            "noextension",
+        ] {
             fs::write(root.join(file), "").unwrap();
         }
         symlink(root, root.join("b/loop")).unwrap();
@@ -175,7 +177,9 @@ mod tests {
     fn a_dangling_link_in_a_folder_is_listed_as_unreadable() {
         let folder = tempfile::tempdir().unwrap();
         symlink("nowhere", folder.path().join("a.jpg")).unwrap();
-        let Argument::Local(inputs) = Argument::read(folder.path().to_str().unwrap()).unwrap() else { panic!() };
+        let Argument::Local(inputs) = Argument::read(folder.path().to_str().unwrap()).unwrap() else {
+            panic!()
+        };
         assert!(matches!(&inputs[..], [Input { source: Source::Unreadable(_), .. }]), "{inputs:?}");
     }
 
@@ -202,8 +206,14 @@ mod tests {
     #[test]
     fn of_the_keys_under_a_prefix_images_are_taken() {
         let prefix = Prefix { bucket: "b".into(), prefix: "album/raw".into() };
-        let taken = ["album/raw", "album/raw/1.jpg", "album/raw/.thumbs/1.jpg", "album/raw/1.xmp", "album/raws//2.PNG"]
-            .map(|key| prefix.takes(key));
+        let taken = [
+            "album/raw",
+            "album/raw/1.jpg",
+            "album/raw/.thumbs/1.jpg",
+            "album/raw/1.xmp",
+            "album/raws//2.PNG",
+        ]
+        .map(|key| prefix.takes(key));
         assert_eq!(taken, [true, true, false, false, true]);
     }
 }

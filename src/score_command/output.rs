@@ -104,8 +104,10 @@ pub(super) fn reason<'a>(image: &str, error: &'a ItemError) -> &'a str {
 /// `text` with what a terminal would obey, or a line break would tear, spelled out.
 fn printable(text: &str) -> Cow<'_, str> {
     // Directional overrides let a name show as another one.
-    let is_unsafe =
-        |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}');
+    let is_unsafe = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}')
+    };
     if !text.contains(is_unsafe) {
         return Cow::Borrowed(text);
     }
@@ -177,12 +179,18 @@ mod tests {
             forwards: 3,
         };
         let version = ModelVersion { model: "m".into(), version: "sha256:1".into(), preprocess_revision: 1 };
-        Row { image: image.into(), outcome: Ok(Scored { answer, version: Arc::new(version), width: 4, height: 3 }) }
+        Row {
+            image: image.into(),
+            outcome: Ok(Scored { answer, version: Arc::new(version), width: 4, height: 3 }),
+        }
     }
 
     fn rejected(image: &str) -> Row {
         let message = format!("{image}: JPEG ends early; re-export or re-upload it");
-        Row { image: image.into(), outcome: Err(ItemError::new(ErrorCode::ImageTruncated, Stage::Decode, message)) }
+        Row {
+            image: image.into(),
+            outcome: Err(ItemError::new(ErrorCode::ImageTruncated, Stage::Decode, message)),
+        }
     }
 
     fn write(format: OutputFormat, rows: &[Row]) -> String {
@@ -201,7 +209,16 @@ mod tests {
         let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let keys: Vec<_> = lines[0].as_object().unwrap().keys().map(String::as_str).collect();
         let expected = [
-            "image", "status", "score", "scores", "distributions", "std", "text", "tokens", "decode", "forwards",
+            "image",
+            "status",
+            "score",
+            "scores",
+            "distributions",
+            "std",
+            "text",
+            "tokens",
+            "decode",
+            "forwards",
             "model_version",
         ];
         assert_eq!(keys, expected);

@@ -67,7 +67,8 @@ impl Reader {
 /// The standard environment decides, as with AWS's own tools: `AWS_ENDPOINT_URL_S3`, `AWS_REGION`,
 /// `AWS_PROFILE` and so on. An object that has been listed needs no grace to appear.
 fn s3_settings() -> S3Settings {
-    let endpoint = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"].into_iter().find_map(|name| env::var(name).ok());
+    let endpoint =
+        ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"].into_iter().find_map(|name| env::var(name).ok());
     S3Settings { endpoint, missing_grace_ms: 0, ..S3Settings::default() }
 }
 

@@ -75,7 +75,8 @@ pub async fn run(args: &ScoreArgs, out: &mut dyn Write) -> Result<Summary, Score
         thumbnailers: Semaphore::new(settings.decode_thread_count()),
         wants_report: args.report.is_some(),
     };
-    let outcome = session.score_all(args.format, inputs, settings.in_flight_capacity(), &mut progress, out).await;
+    let outcome =
+        session.score_all(args.format, inputs, settings.in_flight_capacity(), &mut progress, out).await;
     service.shut_down().await;
     progress.finish();
     let (summary, entries) = outcome?;
@@ -196,8 +197,7 @@ impl Session<'_> {
 
 fn entry(Row { image, outcome }: Row, thumbnail: Option<Vec<u8>>) -> Entry {
     let size = outcome.as_ref().ok().map(|scored| (scored.width, scored.height));
-    let outcome =
-        outcome.map(|scored| EntryScore { scores: scored.answer.scores, text: scored.answer.text });
+    let outcome = outcome.map(|scored| EntryScore { scores: scored.answer.scores, text: scored.answer.text });
     Entry { image, size, thumbnail, outcome }
 }
 

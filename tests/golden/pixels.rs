@@ -22,13 +22,7 @@ fn preprocessor() -> Preprocessor {
 }
 
 /// Compares bits, so that a changed sign of zero or a NaN is seen too.
-fn assert_bits(
-    file: &str,
-    name: &str,
-    tensor: &raw::Tensor,
-    preprocessor: &Preprocessor,
-    image: &RgbImage,
-) {
+fn assert_bits(file: &str, name: &str, tensor: &raw::Tensor, preprocessor: &Preprocessor, image: &RgbImage) {
     let edge = preprocessor.image_size();
     let expected = raw::floats(file, name, tensor, &[3, edge, edge]);
     let mut values = vec![f32::NAN; 3 * edge * edge];

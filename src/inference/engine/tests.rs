@@ -16,7 +16,13 @@ use std::{
 type Answered = oneshot::Receiver<Result<Scored, ScoreFailure>>;
 
 fn settings(batch_size: usize, linger_ms: u64) -> InferenceSettings {
-    InferenceSettings { batch_size, linger_ms, decode_threads: 1, warm_up: false, ..InferenceSettings::default() }
+    InferenceSettings {
+        batch_size,
+        linger_ms,
+        decode_threads: 1,
+        warm_up: false,
+        ..InferenceSettings::default()
+    }
 }
 
 async fn engine(
@@ -188,7 +194,8 @@ async fn a_model_that_cannot_be_built_says_why() {
 #[tokio::test]
 async fn a_model_too_large_for_one_image_does_not_start() {
     let settings = InferenceSettings { warm_up: true, ..settings(4, 0) };
-    let script = |values: &[f32]| Err(ScorerError::OutOfMemory { batch: values.len(), reason: "full".into() });
+    let script =
+        |values: &[f32]| Err(ScorerError::OutOfMemory { batch: values.len(), reason: "full".into() });
     let build = move || Ok::<_, Infallible>(Box::new(ScriptedScorer::new(script)) as Box<dyn Scorer>);
     match Engine::spawn(build, &settings).unwrap().ready().await {
         Err(StartError::Engine(failure)) => assert_eq!(failure.exit_code(), 75),

@@ -93,8 +93,9 @@ async fn shutting_down_answers_what_is_under_way_and_refuses_the_rest() {
     let settings = InferenceSettings { batch_size: 1, linger_ms: 0, decode_threads: 1, ..Default::default() };
     let scorer = StandInScorer::new(8, 1).taking(Duration::from_millis(20));
     let build = move || Ok::<_, Infallible>(Box::new(scorer) as Box<dyn Scorer>);
-    let service =
-        Arc::new(ScoringService::start(build, preprocessor(8), ImageSettings::default(), &settings).await.unwrap());
+    let service = Arc::new(
+        ScoringService::start(build, preprocessor(8), ImageSettings::default(), &settings).await.unwrap(),
+    );
     let under_way = tokio::spawn({
         let service = Arc::clone(&service);
         async move { service.score("a", bitmap(3, 3, 1)).await }

@@ -1,0 +1,116 @@
+//! Joins the stages: one task an item, from its record to its staged output.
+//!
+//! A task holds a place among `pipeline.max_items` for all of its life and leave for its bytes only
+//! while it has them, so that an item waiting for a retry costs a place and nothing else. When the
+//! places are gone the intake stops taking records, the channel fills, and the poll thread pauses its
+//! partitions while it keeps polling.
+//!
+//! The order is what the promise rests on: the row is durable before the output is staged, and the
+//! output carries what the row says. Whatever ends a task early (a lost partition, a failed model, a
+//! shutdown) leaves its record unfinished, so it is replayed.
+
+mod admission;
+mod in_flight;
+mod item;
+mod outcome;
+mod settings;
+
+pub use admission::Admission;
+pub use settings::PipelineSettings;
+
+use crate::{
+    fetch::Fetcher,
+    inference::ScoringService,
+    kafka::{ConsumedRecord, Ledger},
+    record::{input, trace::TraceContext},
+    retry::RetrySettings,
+    store::{Store, WriteRequest},
+    telemetry::metrics::Metrics,
+};
+use in_flight::InFlight;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
+
+/// What the pipeline joins. Each part is ignorant of the others.
+pub struct Parts {
+    pub ledger: Arc<Ledger>,
+    pub fetcher: Fetcher,
+    pub service: Arc<ScoringService>,
+    pub store: Store,
+    /// Rows to be written in batches.
+    pub writer: mpsc::Sender<WriteRequest>,
+    pub admission: Arc<Admission>,
+    pub metrics: Arc<Metrics>,
+    pub routes: Routes,
+    pub retry: RetrySettings,
+    /// Objects of more bytes are rejected.
+    pub max_image_bytes: u64,
+}
+
+/// Where records go, and what they say of their sender.
+pub struct Routes {
+    /// Buckets that records may name.
+    pub buckets: Vec<String>,
+    pub output_topic: Arc<str>,
+    pub dead_letter_topic: Arc<str>,
+    pub group: String,
+    /// An output above this many bytes sheds detail.
+    pub max_record_bytes: usize,
+}
+
+/// The running pipeline.
+pub struct Pipeline {
+    parts: Arc<Parts>,
+    in_flight: InFlight,
+}
+
+impl Pipeline {
+    pub fn new(parts: Parts) -> Self {
+        Self { parts: Arc::new(parts), in_flight: InFlight::default() }
+    }
+
+    /// Takes records until their channel ends, then waits for the items under way.
+    pub async fn run(self, mut records: mpsc::Receiver<ConsumedRecord>) {
+        let tasks = TaskTracker::new();
+        while let Some(record) = records.recv().await {
+            self.admit(record, &tasks).await;
+        }
+        tasks.close();
+        tasks.wait().await;
+    }
+
+    /// Starts a task for each item of a record, as far as there are places.
+    async fn admit(&self, record: ConsumedRecord, tasks: &TaskTracker) {
+        let Parts { ledger, metrics, routes, admission, .. } = &*self.parts;
+        metrics.records.inc();
+        let parsed = input::parse(record.payload.as_deref(), &record.headers, &routes.buckets);
+        for reason in parsed.skipped() {
+            metrics.records_skipped.inc();
+            tracing::debug!(receipt = %record.receipt, reason = reason.as_str(), "skipped");
+        }
+        let items: Vec<_> = parsed.to_process().cloned().collect();
+        if !ledger.expect(&record.receipt, items.len() as u32) {
+            return;
+        }
+        let trace = TraceContext::continue_from(&record.headers);
+        let record = Arc::new(record);
+        for item in items {
+            let Some(place) = admission.item().await else { return };
+            if !ledger.start(&record.receipt) {
+                return;
+            }
+            let task = item::ItemTask {
+                parts: Arc::clone(&self.parts),
+                in_flight: self.in_flight.clone(),
+                record: Arc::clone(&record),
+                trace: trace.clone(),
+                item,
+            };
+            tasks.spawn(async move {
+                task.run().await;
+                drop(place);
+            });
+        }
+    }
+}

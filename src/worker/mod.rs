@@ -1,0 +1,206 @@
+//! The worker's life: connect, load, consume, drain.
+
+mod error;
+mod probe;
+mod samples;
+
+pub use error::{UNAVAILABLE, WorkerError};
+pub use probe::{probe, targets};
+
+use crate::{
+    config::Config,
+    fetch::Fetcher,
+    http::{self, ProbeSlot, Probes},
+    image::{self, Preprocessor},
+    inference::{Health, ScoringService},
+    kafka::{self, Connection, KafkaStats},
+    model::{self, TorchScorer},
+    pipeline::{Admission, Parts, Pipeline, Routes},
+    store::{self, Store},
+    telemetry::metrics::Metrics,
+};
+use std::{future::Future, path::Path, sync::Arc, time::Duration};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+/// The poll thread turns many times a second; this long without a turn, it hangs.
+const POLL_STALL: Duration = Duration::from_secs(60);
+/// Commit cycles run all the time; this long without a success, scores do not come out.
+const COMMIT_STALL: Duration = Duration::from_secs(30);
+
+/// Why the worker stops consuming.
+enum Ending {
+    Asked,
+    Failed(WorkerError),
+}
+
+/// Runs until `shutdown` resolves, then drains; or until something fails for good.
+///
+/// Every dependency must answer within `pipeline.start_timeout_ms`, before the model is loaded.
+///
+/// # Errors
+/// [`WorkerError`], whose exit code says what failed.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), WorkerError> {
+    let metrics = Metrics::new();
+    let probes = ProbeSlot::default();
+    let stop_http = CancellationToken::new();
+    let (address, _server) =
+        http::serve(config.http.listen, probes.clone(), stop_http.clone().cancelled_owned()).await?;
+    tracing::info!(%address, "probes and metrics are served");
+
+    let (store, fetcher) = connect(&config).await?;
+    let service = Arc::new(load(&config).await?);
+    let model = Arc::clone(service.model());
+    tracing::info!(model = model.version.model, version = model.version.version, "the model is ready");
+    metrics.serve_model(&model.version);
+
+    let Connection { records, ledger, gate: _gate, stats, fatal, control } = kafka::connect(&config.kafka)?;
+    let admission = Arc::new(Admission::new(&config.pipeline));
+    let abandon = CancellationToken::new();
+    let (writer, requests) = mpsc::channel(config.postgres.batch_rows.max(1));
+    let writing = tokio::spawn({
+        let (store, settings, retry) = (store.clone(), config.postgres.clone(), config.retry.clone());
+        let abandon = abandon.clone();
+        async move { store::write_batches(store, &settings, &retry, requests, abandon).await }
+    });
+    let pipeline = Pipeline::new(Parts {
+        ledger: Arc::clone(&ledger),
+        fetcher,
+        service: Arc::clone(&service),
+        store: store.clone(),
+        writer,
+        admission: Arc::clone(&admission),
+        metrics: Arc::clone(&metrics),
+        routes: Routes {
+            buckets: config.s3.buckets.clone(),
+            output_topic: config.kafka.output_topic.as_str().into(),
+            dead_letter_topic: config.kafka.dead_letter_topic.as_str().into(),
+            group: config.kafka.group.clone(),
+            max_record_bytes: config.kafka.max_record_bytes as usize,
+        },
+        retry: config.retry.clone(),
+        max_image_bytes: config.image.max_bytes,
+    });
+    let pipeline = tokio::spawn(pipeline.run(records));
+    metrics.sample(samples::all(&service, &stats, &ledger, &admission));
+    probes.set(checks(&metrics, &stats, &ledger, service.health()));
+    tracing::info!(topics = ?config.kafka.input_topics, group = config.kafka.group, "consuming");
+
+    let ending = tokio::select! {
+        () = shutdown => Ending::Asked,
+        failure = engine_failed(service.health()) => Ending::Failed(failure),
+        failure = consumer_failed(fatal) => Ending::Failed(failure),
+    };
+    let patience = match &ending {
+        Ending::Asked => config.pipeline.drain(),
+        // What is under way cannot end well; what is finished can still be committed.
+        Ending::Failed(_) => config.pipeline.drain() / 4,
+    };
+    tracing::info!(in_flight = ledger.in_flight(), "draining");
+    let drained = tokio::task::spawn_blocking(move || control.drain(patience)).await;
+    admission.close();
+    abandon.cancel();
+    pipeline.abort();
+    // Both only fail by being aborted, which is what was wanted.
+    let _ = pipeline.await;
+    let _ = writing.await;
+    stop_http.cancel();
+    let drained = drained.map_err(|error| WorkerError::Drain(error.to_string()))?;
+    tracing::info!(
+        unfinished = drained.unfinished,
+        uncommitted = drained.uncommitted,
+        closed = drained.closed,
+        "drained"
+    );
+    match ending {
+        Ending::Failed(failure) => Err(failure),
+        Ending::Asked => {
+            if drained.closed {
+                service.shut_down().await;
+                store.close().await;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Connects to what the model is not needed for, all at once.
+async fn connect(config: &Config) -> Result<(Store, Fetcher), WorkerError> {
+    let deadline = config.pipeline.start_timeout();
+    let kafka = probe::kafka(config, deadline);
+    let postgres = probe::postgres(config, deadline);
+    let s3 = probe::s3(config, deadline);
+    let ((), store, fetcher) = tokio::try_join!(kafka, postgres, s3)?;
+    if config.postgres.migrate_at_start {
+        store.migrate().await?;
+    }
+    Ok((store, fetcher))
+}
+
+/// Loads the model and its preprocessing from one checkpoint folder.
+async fn load(config: &Config) -> Result<ScoringService, WorkerError> {
+    let preprocessor = Preprocessor::open(Path::new(&config.model.checkpoint))?;
+    let settings = config.model.clone();
+    let build = move || {
+        TorchScorer::load(&settings, image::PREPROCESS_REVISION)
+            .map(|scorer| Box::new(scorer) as Box<dyn crate::inference::Scorer>)
+    };
+    ScoringService::start(build, preprocessor, config.image.clone(), &config.inference).await.map_err(
+        |error: crate::inference::StartError<model::ModelError>| WorkerError::Model(error.to_string()),
+    )
+}
+
+fn checks(
+    metrics: &Arc<Metrics>,
+    stats: &Arc<KafkaStats>,
+    ledger: &Arc<kafka::Ledger>,
+    health: watch::Receiver<Health>,
+) -> Probes {
+    let (polling, committing, ledger) = (Arc::clone(stats), Arc::clone(stats), Arc::clone(ledger));
+    Probes {
+        alive: Box::new(move || {
+            let silent = polling.since_poll();
+            if silent < POLL_STALL {
+                Ok(())
+            } else {
+                Err(format!("Kafka was last polled {} s ago", silent.as_secs()))
+            }
+        }),
+        ready: Box::new(move || {
+            match &*health.borrow() {
+                Health::Ready(_) => {}
+                Health::Starting => return Err("the model is being loaded".into()),
+                Health::Failed(failure) => return Err(failure.to_string()),
+            }
+            if committing.assigned.load(std::sync::atomic::Ordering::Relaxed) == 0 {
+                return Err("no partition has been assigned yet".into());
+            }
+            let silent = committing.since_commit();
+            if silent >= COMMIT_STALL && ledger.uncommitted() > 0 {
+                let trouble = committing.trouble().unwrap_or_else(|| "no reason known".into());
+                return Err(format!("nothing was committed for {} s: {trouble}", silent.as_secs()));
+            }
+            Ok(())
+        }),
+        metrics: Arc::clone(metrics),
+    }
+}
+
+async fn engine_failed(mut health: watch::Receiver<Health>) -> WorkerError {
+    loop {
+        if let Health::Failed(failure) = &*health.borrow_and_update() {
+            return WorkerError::Engine(failure.clone());
+        }
+        if health.changed().await.is_err() {
+            return WorkerError::Engine(crate::inference::EngineFailure::Stopped);
+        }
+    }
+}
+
+async fn consumer_failed(fatal: oneshot::Receiver<kafka::Fatal>) -> WorkerError {
+    match fatal.await {
+        Ok(fatal) => WorkerError::Consumer(fatal),
+        // The source ended without a failure: only a drain does that, and it is not this one's news.
+        Err(_) => std::future::pending().await,
+    }
+}

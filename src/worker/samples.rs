@@ -1,0 +1,111 @@
+//! Metrics whose values other parts keep.
+
+use crate::{
+    inference::{ScoringService, metrics::BATCH_SIZE_BOUNDS},
+    kafka::{KafkaStats, Ledger},
+    pipeline::Admission,
+    telemetry::metrics::{Sample, Sampled},
+};
+use std::sync::{Arc, atomic::AtomicU64, atomic::Ordering};
+
+/// Everything that is read at a scrape rather than counted along the way.
+pub(super) fn all(
+    service: &Arc<ScoringService>,
+    stats: &Arc<KafkaStats>,
+    ledger: &Arc<Ledger>,
+    admission: &Arc<Admission>,
+) -> Vec<Sampled> {
+    let mut sampled = inference(service);
+    sampled.extend(kafka(stats, ledger));
+    let (bytes, items) = (Arc::clone(admission), Arc::clone(admission));
+    sampled.push(level(
+        "encoded_in_flight_bytes",
+        "Encoded images in memory, promised ones included",
+        move || bytes.bytes_held() as f64,
+    ));
+    sampled.push(level("items_in_flight", "Items between their record and their durable row", move || {
+        items.items_held() as f64
+    }));
+    sampled
+}
+
+fn inference(service: &Arc<ScoringService>) -> Vec<Sampled> {
+    let metrics = || Arc::clone(service.metrics());
+    let (batches, images, decoded, memory) = (metrics(), metrics(), metrics(), metrics());
+    let (model_busy, decode_busy, sizes) = (metrics(), metrics(), metrics());
+    let waiting = Arc::clone(service);
+    vec![
+        total("model_batches", "Runs of the model", move || batches.batches.get() as f64),
+        total("model_images", "Images that the model answered for", move || images.images.get() as f64),
+        total("model_busy_seconds", "Time the model spent computing", move || {
+            model_busy.model_busy.total().as_secs_f64()
+        }),
+        total("model_out_of_memory", "Batches halved for want of memory", move || {
+            memory.out_of_memory.get() as f64
+        }),
+        total("images_decoded", "Images decoded and preprocessed", move || decoded.decoded.get() as f64),
+        total("decode_busy_seconds", "Time of the decode threads, summed", move || {
+            decode_busy.decode_busy.total().as_secs_f64()
+        }),
+        level("batch_queue_images", "Preprocessed images that wait for a batch", move || {
+            waiting.waiting() as f64
+        }),
+        Sampled {
+            name: "batch_size",
+            help: "Images a model batch",
+            read: Box::new(move || {
+                let bounds = BATCH_SIZE_BOUNDS.iter().map(|&bound| bound as f64).chain([f64::MAX]);
+                let buckets = bounds.zip(sizes.batch_sizes()).collect();
+                Sample::Distribution { sum: sizes.images.get() as f64, buckets }
+            }),
+        },
+    ]
+}
+
+fn kafka(stats: &Arc<KafkaStats>, ledger: &Arc<Ledger>) -> Vec<Sampled> {
+    let counted = |name, help, counter: fn(&KafkaStats) -> &AtomicU64| {
+        let stats = Arc::clone(stats);
+        total(name, help, move || counter(&stats).load(Ordering::Relaxed) as f64)
+    };
+    let (paused, lag, uncommitted) = (Arc::clone(stats), Arc::clone(stats), Arc::clone(ledger));
+    vec![
+        counted("commits", "Kafka commits that succeeded", |stats| &stats.commits),
+        counted("commit_aborts", "Transactions aborted and plain commits that failed", |stats| &stats.aborts),
+        counted("producer_replacements", "Producers replaced because an outcome was in doubt", |stats| {
+            &stats.producer_replacements
+        }),
+        counted("outputs_committed", "Outputs and dead letters committed", |stats| &stats.outputs),
+        counted("partitions_assigned", "Partitions that rebalances gave", |stats| &stats.assigned),
+        counted("partitions_revoked", "Partitions that rebalances took", |stats| &stats.revoked),
+        counted("partitions_lost", "Partitions lost without notice", |stats| &stats.lost),
+        level("paused", "1 while back-pressure pauses the input", move || {
+            f64::from(u8::from(paused.paused.load(Ordering::Relaxed)))
+        }),
+        level("uncommitted_records", "Finished records that wait for a commit", move || {
+            uncommitted.uncommitted() as f64
+        }),
+        Sampled {
+            name: "lag_records",
+            help: "Records behind the end of the partition, less those already done",
+            read: Box::new(move || {
+                let labels = |topic: &str, partition: i32| {
+                    vec![("topic", topic.to_owned()), ("partition", partition.to_string())]
+                };
+                Sample::Levels(
+                    lag.lag()
+                        .into_iter()
+                        .map(|(place, lag)| (labels(&place.topic, place.partition), lag as f64))
+                        .collect(),
+                )
+            }),
+        },
+    ]
+}
+
+fn total(name: &'static str, help: &'static str, read: impl Fn() -> f64 + Send + Sync + 'static) -> Sampled {
+    Sampled { name, help, read: Box::new(move || Sample::Total(read())) }
+}
+
+fn level(name: &'static str, help: &'static str, read: impl Fn() -> f64 + Send + Sync + 'static) -> Sampled {
+    Sampled { name, help, read: Box::new(move || Sample::Levels(vec![(Vec::new(), read())])) }
+}

@@ -65,7 +65,7 @@ refresh_lists() {
 java_package() {
     local version
     for version in 17 21 25; do
-        if apt-cache show "openjdk-$version-jre-headless" >/dev/null 2>&1; then
+        if apt-cache policy "openjdk-$version-jre-headless" | grep -q 'Candidate: [0-9]'; then
             echo "openjdk-$version-jre-headless"
             return 0
         fi

@@ -47,9 +47,6 @@ enum Command {
     /// Look at a checkpoint folder, or rewrite it in another format
     #[command(subcommand)]
     Checkpoint(CheckpointCommand),
-    /// Run the whole main job on embedded parts
-    #[cfg(feature = "dev")]
-    Demo(roc4mllm::dev::demo::DemoArgs),
 }
 
 #[derive(Args)]
@@ -110,7 +107,9 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
     match cli.command {
         Command::Score(args) => {
             overrides.install(TelemetrySettings { log_level: "warn".into(), ..Default::default() })?;
-            block_on(async move { score_command::run(args).await.map(|summary| summary.exit_code()) })?
+            let mut out = std::io::stdout().lock();
+            block_on(score_command::run(&args, &mut out))?
+                .map(|summary| summary.exit_code())
                 .map_err(|error| Failure::new(error.exit_code(), error))
         }
         Command::Worker(args) => {
@@ -125,9 +124,10 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             let config = args.load()?;
             overrides.install(config.telemetry.clone())?;
             block_on(async move {
-                let pool = store::connect(&config.postgres, config.pipeline.start_timeout()).await?;
-                store::migrate(&pool).await
-            })??;
+                let store = store::Store::connect(&config.postgres).await?;
+                store.migrate().await
+            })?
+            .map_err(|error| Failure::new(worker::UNAVAILABLE, error))?;
             println!("the schema is up to date");
             Ok(0)
         }
@@ -138,18 +138,13 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
         }
         Command::Checkpoint(CheckpointCommand::Inspect { folder }) => {
             overrides.install(TelemetrySettings::default())?;
-            print!("{}", checkpoint::inspect(&folder)?);
+            let inspection = checkpoint::inspect(&folder).map_err(|error| Failure::new(USAGE, error))?;
+            print!("{inspection}");
             Ok(0)
         }
         Command::Checkpoint(CheckpointCommand::Convert(args)) => {
             overrides.install(TelemetrySettings::default())?;
-            checkpoint::convert(&args)?;
-            Ok(0)
-        }
-        #[cfg(feature = "dev")]
-        Command::Demo(args) => {
-            overrides.install(TelemetrySettings { log_level: "warn".into(), ..Default::default() })?;
-            block_on(roc4mllm::dev::demo::run(args, termination()))??;
+            checkpoint::convert(&args).map_err(|error| Failure::new(USAGE, error))?;
             Ok(0)
         }
     }

@@ -107,7 +107,7 @@ async fn bad_records_end_in_dead_letters_and_the_rest_is_scored() {
     for upload in &uploads {
         stack.produce(&Envelope::Aws.record(&[upload])).await;
     }
-    let worker = stack.worker(&[("s3.not_found_grace_ms", "200")]);
+    let worker = stack.worker(&[("s3.missing_grace_ms", "200")]);
     stack.wait_for_outputs(bad.len() + 1 + uploads.len(), WITHIN).await;
     assert_eq!(worker.terminate(), Some(0));
 
@@ -164,7 +164,7 @@ async fn probes_and_metrics_follow_the_work() {
 async fn an_unreachable_dependency_is_named_within_the_deadline() {
     let stack = Stack::start(1).await;
     for (key, value, named) in [
-        ("kafka.brokers", r#"["127.0.0.1:1"]"#, "127.0.0.1:1"),
+        ("kafka.brokers", "127.0.0.1:1", "127.0.0.1:1"),
         ("s3.endpoint", "http://127.0.0.1:1", "127.0.0.1:1"),
         ("postgres.url", "postgres://user:hush@127.0.0.1:1/db", "127.0.0.1:1"),
         ("kafka.output_topic", "no-such-topic", "no-such-topic"),

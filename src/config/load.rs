@@ -21,6 +21,8 @@ pub enum ConfigError {
     UnknownKey { origin: String, key: String, hint: String },
     #[error("{origin}: {key}{reason}")]
     Malformed { origin: String, key: String, reason: String },
+    #[error("{0}")]
+    Kafka(String),
     #[error("{key} {reason}")]
     Invalid { key: String, reason: String },
 }
@@ -71,7 +73,7 @@ fn flag_value(text: &str) -> toml::Value {
 }
 
 /// Keys that hold a list, which an environment variable may spell as `a,b`.
-const LISTS: [(&str, &str); 3] = [("kafka", "brokers"), ("kafka", "input_topics"), ("s3", "buckets")];
+const LISTS: [(&str, &str); 2] = [("kafka", "input_topics"), ("s3", "buckets")];
 
 fn split_lists(figment: Figment) -> Result<Figment, ConfigError> {
     let mut figment = figment;

@@ -37,26 +37,7 @@ impl Config {
     pub fn check(&self) -> Result<(), ConfigError> {
         let invalid = |key: &str, reason: &str| Err(ConfigError::invalid(key, reason));
         let kafka = &self.kafka;
-        if kafka.brokers.is_empty() {
-            return invalid("kafka.brokers", "is empty; name at least one `host:port`");
-        }
-        if kafka.input_topics.is_empty() {
-            return invalid("kafka.input_topics", "is empty; name the topics that carry upload events");
-        }
-        for (key, topic) in [
-            ("kafka.output_topic", &kafka.output_topic),
-            ("kafka.dead_letter_topic", &kafka.dead_letter_topic),
-        ] {
-            if topic.is_empty() {
-                return invalid(key, "is empty; name a topic");
-            }
-            if kafka.input_topics.contains(topic) {
-                return invalid(
-                    key,
-                    "is an input topic too: the worker would read what it writes; use another topic",
-                );
-            }
-        }
+        kafka.check().map_err(|error| ConfigError::Kafka(error.to_string()))?;
         if kafka.output_topic == kafka.dead_letter_topic {
             return invalid("kafka.dead_letter_topic", "is the output topic; use another topic");
         }

@@ -133,14 +133,14 @@ impl Stack {
             TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
         let checkpoint = self.checkpoint();
         let mut settings: Vec<(String, String)> = [
-            ("kafka.brokers", format!("[{:?}]", self.kafka.bootstrap())),
+            ("kafka.brokers", self.kafka.bootstrap().into()),
             ("kafka.group", self.group.clone()),
             ("kafka.input_topics", format!("[{:?}]", self.input)),
             ("kafka.output_topic", self.output.clone()),
             ("kafka.dead_letter_topic", self.dead_letter.clone()),
             ("kafka.session_timeout_ms", "6000".into()),
             ("kafka.commit_interval_ms", "100".into()),
-            ("kafka.commit_max_outputs", "25".into()),
+            ("kafka.commit_outputs", "25".into()),
             ("s3.endpoint", self.s3.endpoint().into()),
             ("s3.buckets", format!("[{:?}]", self.s3.bucket())),
             ("postgres.url", self.database.url().into()),

@@ -10,9 +10,13 @@ pub(super) fn open(bytes: &[u8]) -> Result<BmpDecoder<Cursor<&[u8]>>, ImageError
     BmpDecoder::new(Cursor::new(bytes)).map_err(|error| library::refusal(Format::Bmp, &error))
 }
 
-pub(super) fn decode(bytes: &[u8], settings: &ImageSettings) -> Result<RgbImage, ImageError> {
+pub(super) fn decode(
+    buffer: Vec<u8>,
+    bytes: &[u8],
+    settings: &ImageSettings,
+) -> Result<RgbImage, ImageError> {
     let decoder = open(bytes)?;
-    library::read(decoder, Format::Bmp, DeepGray::HighByte, settings).map_err(|error| match error {
+    library::read(buffer, decoder, Format::Bmp, DeepGray::HighByte, settings).map_err(|error| match error {
         // Run-length data that stops is reported as corrupt; the header says how long it should be.
         ImageError::Damaged { .. } if ends_early(bytes) => ImageError::Truncated(Format::Bmp),
         other => other,

@@ -21,12 +21,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 /// # Errors
 /// [`ImageError`], whatever the bytes: no input panics.
 pub fn decode(bytes: &[u8], settings: &ImageSettings) -> Result<RgbImage, ImageError> {
-    decode_reduced(bytes, settings, |_, _| 1)
+    decode_into(Vec::new(), bytes, settings, |_, _| 1)
 }
 
-/// [`decode`], but a JPEG comes out smaller by the power of two that `reduction` returns for its
-/// width and height: 1, 2, 4 or 8.
-pub(super) fn decode_reduced(
+/// [`decode`] into the memory of `buffer`, whatever it holds, so that an image need not cost the
+/// pages it is written to anew. A JPEG comes out smaller by the power of two that `reduction`
+/// returns for its width and height: 1, 2, 4 or 8.
+pub(super) fn decode_into(
+    buffer: Vec<u8>,
     bytes: &[u8],
     settings: &ImageSettings,
     reduction: impl FnOnce(u32, u32) -> u32,
@@ -34,12 +36,12 @@ pub(super) fn decode_reduced(
     settings.admit_bytes(bytes.len())?;
     let format = sniff::sniff(bytes)?;
     contain(format, || match format {
-        Format::Jpeg => jpeg::decode(bytes, settings, reduction),
-        Format::Png => png::decode(bytes, settings),
-        Format::WebP => webp::decode(bytes, settings),
-        Format::Gif => gif::decode(bytes, settings),
-        Format::Bmp => bmp::decode(bytes, settings),
-        Format::Tiff => tiff::decode(bytes, settings),
+        Format::Jpeg => jpeg::decode(buffer, bytes, settings, reduction),
+        Format::Png => png::decode(buffer, bytes, settings),
+        Format::WebP => webp::decode(buffer, bytes, settings),
+        Format::Gif => gif::decode(buffer, bytes, settings),
+        Format::Bmp => bmp::decode(buffer, bytes, settings),
+        Format::Tiff => tiff::decode(buffer, bytes, settings),
     })
 }
 

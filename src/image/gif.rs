@@ -48,7 +48,11 @@ pub(super) fn dimensions(bytes: &[u8]) -> Result<(u32, u32), ImageError> {
     Ok(FirstFrame::open(bytes)?.canvas)
 }
 
-pub(super) fn decode(bytes: &[u8], settings: &ImageSettings) -> Result<RgbImage, ImageError> {
+pub(super) fn decode(
+    buffer: Vec<u8>,
+    bytes: &[u8],
+    settings: &ImageSettings,
+) -> Result<RgbImage, ImageError> {
     let mut frame = FirstFrame::open(bytes)?;
     let (width, height) = frame.canvas;
     settings.admit_dimensions(width, height)?;
@@ -64,7 +68,8 @@ pub(super) fn decode(bytes: &[u8], settings: &ImageSettings) -> Result<RgbImage,
     for (color, entry) in colors.iter_mut().zip(table.as_chunks::<3>().0) {
         *color = *entry;
     }
-    let mut pixels = vec![0; length];
+    let mut pixels = buffer;
+    pixels.resize(length, 0);
     pixels.as_chunks_mut().0.fill(colors[usize::from(frame.transparent.unwrap_or(0))]);
     if frame.width > 0 {
         let rows = pixels.chunks_exact_mut(width as usize * 3).skip(frame.top);

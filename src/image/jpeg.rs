@@ -33,6 +33,7 @@ pub(super) fn dimensions(bytes: &[u8]) -> Result<(u32, u32), ImageError> {
 
 /// `reduction` gives, for the stored width and height, the divisor (1, 2, 4 or 8) of both edges.
 pub(super) fn decode(
+    buffer: Vec<u8>,
     bytes: &[u8],
     settings: &ImageSettings,
     reduction: impl FnOnce(u32, u32) -> u32,
@@ -49,7 +50,9 @@ pub(super) fn decode(
     decompressor.set(ffi::TJPARAM_TJPARAM_SCANLIMIT, MOST_SCANS)?;
     decompressor.reduce(divisor)?;
 
-    let mut pixels = vec![0; length];
+    // libjpeg-turbo writes every row or fails, so that old contents never show.
+    let mut pixels = buffer;
+    pixels.resize(length, 0);
     let stride = width as usize * channels as usize;
     let pixel_format = if header.inks { ffi::TJPF_TJPF_CMYK } else { ffi::TJPF_TJPF_RGB };
     decompressor.pixels(bytes, &mut pixels, stride, pixel_format).map_err(|error| match error {

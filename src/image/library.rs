@@ -10,8 +10,10 @@ use super::{
 use ::image::{ImageDecoder, ImageError as LibraryError, Limits};
 use std::io::ErrorKind;
 
-/// The pixels of a decoder of the `image` crate, which has read its header and no more.
+/// The pixels of a decoder of the `image` crate, which has read its header and no more, in the
+/// memory of `buffer`.
 pub(super) fn read(
+    mut buffer: Vec<u8>,
     mut decoder: impl ImageDecoder,
     format: Format,
     deep_gray: DeepGray,
@@ -23,7 +25,9 @@ pub(super) fn read(
     let rgb = settings.admit_memory(width, height, u64::from(width) * u64::from(height) * 3)?;
     decoder.set_limits(limits(settings)).map_err(|error| refusal(format, &error))?;
     let color = decoder.color_type();
-    let mut buffer = vec![0; samples.max(rgb)];
+    // Not every decoder writes every pixel of a sparse image.
+    buffer.clear();
+    buffer.resize(samples.max(rgb), 0);
     decoder.read_image(&mut buffer[..samples]).map_err(|error| refusal(format, &error))?;
     colour::into_rgb(buffer, color, deep_gray, (width, height), format)
 }

@@ -14,14 +14,18 @@ pub(super) fn open<'a>(
         .map_err(|error| early_end_or(library::refusal(Format::Png, &error), bytes))
 }
 
-pub(super) fn decode(bytes: &[u8], settings: &ImageSettings) -> Result<RgbImage, ImageError> {
+pub(super) fn decode(
+    buffer: Vec<u8>,
+    bytes: &[u8],
+    settings: &ImageSettings,
+) -> Result<RgbImage, ImageError> {
     let decoder = open(bytes, settings)?;
     let (width, height) = decoder.dimensions();
     settings.admit_dimensions(width, height)?;
     if end(bytes) == End::InsideAChunk {
         return Err(ImageError::Truncated(Format::Png));
     }
-    library::read(decoder, Format::Png, deep_gray(bytes), settings)
+    library::read(buffer, decoder, Format::Png, deep_gray(bytes), settings)
         .map_err(|error| early_end_or(error, bytes))
 }
 

@@ -28,6 +28,11 @@ impl RgbImage {
         &self.pixels
     }
 
+    /// The memory of the pixels, to be used again.
+    pub(super) fn into_pixels(self) -> Vec<u8> {
+        self.pixels
+    }
+
     /// The pixel in column `x` of row `y`.
     ///
     /// # Panics

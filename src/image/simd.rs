@@ -84,17 +84,21 @@ mod portable {
 
     pub fn horizontal(row: &[u8], filter: &Filter, starts: &[[i32; 4]], output: &mut [u8]) {
         for (column, (output, start)) in output.chunks_exact_mut(3).zip(starts).enumerate() {
-            let taps = &filter.taps[column];
-            let samples = &row[taps.first * 3..(taps.first + taps.count) * 3];
-            let [mut red, mut green, mut blue, _] = *start;
-            for (pixel, &coefficient) in samples.chunks_exact(3).zip(&filter.coefficients[filter.row(column)])
-            {
-                red = red.wrapping_add(coefficient * i32::from(pixel[0]));
-                green = green.wrapping_add(coefficient * i32::from(pixel[1]));
-                blue = blue.wrapping_add(coefficient * i32::from(pixel[2]));
-            }
-            output.copy_from_slice(&[red, green, blue].map(filter::sample));
+            output.copy_from_slice(&pixel(row, filter, column, start));
         }
+    }
+
+    /// One output pixel from the row of which it is the part in `column`.
+    pub fn pixel(row: &[u8], filter: &Filter, column: usize, start: &[i32; 4]) -> [u8; 3] {
+        let taps = &filter.taps[column];
+        let samples = &row[taps.first * 3..(taps.first + taps.count) * 3];
+        let [mut red, mut green, mut blue, _] = *start;
+        for (pixel, &coefficient) in samples.chunks_exact(3).zip(&filter.coefficients[filter.row(column)]) {
+            red = red.wrapping_add(coefficient * i32::from(pixel[0]));
+            green = green.wrapping_add(coefficient * i32::from(pixel[1]));
+            blue = blue.wrapping_add(coefficient * i32::from(pixel[2]));
+        }
+        [red, green, blue].map(filter::sample)
     }
 
     /// Samples from `from` on.
@@ -190,23 +194,36 @@ mod avx2 {
         );
         let width = starts.len() * 3;
         let stride = image.width() as usize * 3;
+        // From each row's start to the end of the image: loads may reach into the next row.
         let rows: [&[u8]; ROWS] = std::array::from_fn(|row| &image.pixels()[(first + row) * stride..]);
+        let readable = rows[ROWS - 1].len();
         for (column, start) in starts.iter().enumerate() {
             let taps = &filter.taps[column];
             let coefficients = filter.row(column);
             let groups = taps.count.div_ceil(GROUP);
+            let begin = taps.first * 3;
+            // A load takes sixteen bytes for a group's twelve.
+            if begin + groups * GROUP * 3 + 4 > readable {
+                for (row, samples) in rows.iter().enumerate() {
+                    let place = row * width + column * 3;
+                    output[place..place + 3]
+                        .copy_from_slice(&portable::pixel(samples, filter, column, start));
+                }
+                continue;
+            }
             let upper = &filter.upper[coefficients.clone()][..groups * GROUP];
             let lower = &filter.lower[coefficients][..groups * GROUP];
             let mut upper_sums = [_mm256_setzero_si256(); ROWS];
             let mut lower_sums = [_mm256_setzero_si256(); ROWS];
-            let groups = upper.as_chunks::<GROUP>().0.iter().zip(lower.as_chunks::<GROUP>().0).enumerate();
-            for (group, (upper, lower)) in groups {
+            let groups = upper.as_chunks::<GROUP>().0.iter().zip(lower.as_chunks::<GROUP>().0);
+            for (group, (upper, lower)) in groups.enumerate() {
                 let upper = _mm256_shuffle_epi8(spread(upper), coefficient_pairs);
                 let lower = _mm256_shuffle_epi8(spread(lower), coefficient_pairs);
-                let offset = (taps.first + group * GROUP) * 3;
                 for row in 0..ROWS {
-                    let samples = _mm256_broadcastsi128_si256(load(rows[row], offset));
-                    let samples = _mm256_shuffle_epi8(samples, pixel_pairs);
+                    // SAFETY: even the shortest of `rows` is readable up to here, as checked above.
+                    let samples =
+                        unsafe { _mm_loadu_si128(rows[row].as_ptr().add(begin + group * GROUP * 3).cast()) };
+                    let samples = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(samples), pixel_pairs);
                     upper_sums[row] = _mm256_add_epi32(upper_sums[row], _mm256_madd_epi16(samples, upper));
                     lower_sums[row] = _mm256_add_epi32(lower_sums[row], _mm256_madd_epi16(samples, lower));
                 }
@@ -263,12 +280,14 @@ mod avx2 {
         portable::vertical(rows, filter, position, starts, output, blocks * BLOCK);
     }
 
+    #[inline]
     #[target_feature(enable = "avx2")]
     fn joined(upper: __m256i, lower: __m256i) -> __m256i {
         _mm256_add_epi32(_mm256_slli_epi32::<{ LOWER_BITS as i32 }>(upper), lower)
     }
 
     /// Four coefficients, in both lanes.
+    #[inline]
     #[target_feature(enable = "avx2")]
     fn spread(coefficients: &[i16; GROUP]) -> __m256i {
         let [a, b, c, d] = *coefficients;
@@ -276,11 +295,13 @@ mod avx2 {
     }
 
     /// The coefficients of two rows, side by side throughout.
+    #[inline]
     #[target_feature(enable = "avx2")]
     fn two(one: i16, other: i16) -> __m256i {
         _mm256_set1_epi32((i32::from(other) << 16) | i32::from(one as u16))
     }
 
+    #[inline]
     #[target_feature(enable = "avx2")]
     fn eight(values: &[i32]) -> __m256i {
         assert!(values.len() >= 8);
@@ -288,22 +309,15 @@ mod avx2 {
         unsafe { _mm256_loadu_si256(values.as_ptr().cast()) }
     }
 
-    /// Sixteen bytes from `offset` on, zeros where there are fewer.
+    #[inline]
     #[target_feature(enable = "avx2")]
     fn load(bytes: &[u8], offset: usize) -> __m128i {
-        let rest = bytes.get(offset..).unwrap_or_default();
-        match rest.first_chunk::<16>() {
-            // SAFETY: sixteen bytes are there; the load needs no alignment.
-            Some(chunk) => unsafe { _mm_loadu_si128(chunk.as_ptr().cast()) },
-            None => {
-                let mut chunk = [0_u8; 16];
-                chunk[..rest.len()].copy_from_slice(rest);
-                // SAFETY: as above.
-                unsafe { _mm_loadu_si128(chunk.as_ptr().cast()) }
-            }
-        }
+        let bytes = &bytes[offset..offset + 16];
+        // SAFETY: sixteen bytes are there; the load needs no alignment.
+        unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
     }
 
+    #[inline]
     #[target_feature(enable = "avx2")]
     fn store(bytes: &mut [u8], samples: __m128i) {
         assert!(bytes.len() >= 16);

@@ -1,7 +1,7 @@
 //! Small upright copies for reports.
 
 use super::{
-    decode::decode_reduced,
+    decode::decode_into,
     error::ImageError,
     library::one_line,
     orientation::Orientation,
@@ -19,7 +19,7 @@ const QUALITY: i32 = 82;
 /// [`ImageError`], as [`decode`](super::decode) has them.
 pub fn thumbnail(bytes: &[u8], settings: &ImageSettings, max_edge: u32) -> Result<Vec<u8>, ImageError> {
     let max_edge = max_edge.max(1);
-    let image = decode_reduced(bytes, settings, |width, height| {
+    let image = decode_into(Vec::new(), bytes, settings, |width, height| {
         // The largest power of two that leaves twice the pixels that are needed.
         let spare = width.max(height) / (2 * max_edge).max(1);
         [8, 4, 2].into_iter().find(|&divisor| divisor <= spare).unwrap_or(1)

@@ -12,12 +12,16 @@ pub(super) fn open(bytes: &[u8]) -> Result<TiffDecoder<Cursor<&[u8]>>, ImageErro
     TiffDecoder::new(Cursor::new(bytes)).map_err(|error| library::refusal(Format::Tiff, &error))
 }
 
-pub(super) fn decode(bytes: &[u8], settings: &ImageSettings) -> Result<RgbImage, ImageError> {
+pub(super) fn decode(
+    buffer: Vec<u8>,
+    bytes: &[u8],
+    settings: &ImageSettings,
+) -> Result<RgbImage, ImageError> {
     let mut decoder = open(bytes)?;
     let (width, height) = decoder.dimensions();
     settings.admit_dimensions(width, height)?;
     let orientation = decoder.orientation().map_err(|error| library::refusal(Format::Tiff, &error))?;
-    let image = library::read(decoder, Format::Tiff, DeepGray::Clipped, settings)?;
+    let image = library::read(buffer, decoder, Format::Tiff, DeepGray::Clipped, settings)?;
     Ok(Orientation::from_exif(u32::from(orientation.to_exif())).apply(image))
 }
 

@@ -17,14 +17,18 @@ pub(super) fn open(bytes: &[u8]) -> Result<WebPDecoder<Cursor<&[u8]>>, ImageErro
     })
 }
 
-pub(super) fn decode(bytes: &[u8], settings: &ImageSettings) -> Result<RgbImage, ImageError> {
+pub(super) fn decode(
+    buffer: Vec<u8>,
+    bytes: &[u8],
+    settings: &ImageSettings,
+) -> Result<RgbImage, ImageError> {
     let decoder = open(bytes)?;
     let (width, height) = decoder.dimensions();
     settings.admit_dimensions(width, height)?;
     if ends_early(bytes) {
         return Err(ImageError::Truncated(Format::WebP));
     }
-    library::read(decoder, Format::WebP, DeepGray::HighByte, settings)
+    library::read(buffer, decoder, Format::WebP, DeepGray::HighByte, settings)
 }
 
 /// Whether the file is shorter than its RIFF header says.

@@ -44,6 +44,7 @@ fmt: ## Format the code
 
 .PHONY: bench
 bench: setup ## Measure, and write target/bench/results.json
+	@rm -f target/bench/results.json
 	@cargo bench --locked
 
 .PHONY: install

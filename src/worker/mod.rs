@@ -34,13 +34,28 @@ enum Ending {
     Failed(WorkerError),
 }
 
-/// Runs until `shutdown` resolves, then drains; or until something fails for good.
+/// Scores with the configured checkpoint until `shutdown` resolves, then drains; or until something
+/// fails for good.
 ///
 /// Every dependency must answer within `pipeline.start_timeout_ms`, before the model is loaded.
 ///
 /// # Errors
 /// [`WorkerError`], whose exit code says what failed.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), WorkerError> {
+    let service = load(config.clone());
+    run_with(config, service, shutdown).await
+}
+
+/// As [`run`], but scores with what `service` resolves to; it is awaited once every dependency has
+/// answered.
+///
+/// # Errors
+/// As [`run`], and those of `service`.
+pub async fn run_with(
+    config: Config,
+    service: impl Future<Output = Result<ScoringService, WorkerError>>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), WorkerError> {
     let metrics = Metrics::new();
     let probes = ProbeSlot::default();
     let stop_http = CancellationToken::new();
@@ -49,7 +64,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     tracing::info!(%address, "probes and metrics are served");
 
     let (store, fetcher) = connect(&config).await?;
-    let service = Arc::new(load(&config).await?);
+    let service = Arc::new(service.await?);
     let model = Arc::clone(service.model());
     tracing::info!(model = model.version.model, version = model.version.version, "the model is ready");
     metrics.serve_model(&model.version);
@@ -138,14 +153,14 @@ async fn connect(config: &Config) -> Result<(Store, Fetcher), WorkerError> {
 }
 
 /// Loads the model and its preprocessing from one checkpoint folder.
-async fn load(config: &Config) -> Result<ScoringService, WorkerError> {
+async fn load(config: Config) -> Result<ScoringService, WorkerError> {
     let preprocessor = Preprocessor::open(Path::new(&config.model.checkpoint))?;
-    let settings = config.model.clone();
+    let settings = config.model;
     let build = move || {
         TorchScorer::load(&settings, image::PREPROCESS_REVISION)
             .map(|scorer| Box::new(scorer) as Box<dyn crate::inference::Scorer>)
     };
-    ScoringService::start(build, preprocessor, config.image.clone(), &config.inference).await.map_err(
+    ScoringService::start(build, preprocessor, config.image, &config.inference).await.map_err(
         |error: crate::inference::StartError<model::ModelError>| WorkerError::Model(error.to_string()),
     )
 }

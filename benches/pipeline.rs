@@ -15,6 +15,7 @@ use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
     error::{KafkaError, RDKafkaErrorCode},
+    message::BorrowedMessage,
     producer::{
         BaseRecord, DefaultProducerContext, FutureProducer, FutureRecord, Producer, ThreadedProducer,
     },
@@ -60,10 +61,11 @@ async fn main() -> Result<(), Anything> {
     let mut bare = Vec::new();
     for run in 1..=RUNS {
         let (rate, output) = bench.pipeline().await?;
+        print!("run {run}: {rate:>9.1} records/s through the worker, ");
         piped.push(rate);
         let rate = bench.bare(output).await?;
+        println!("{rate:>9.1} bare");
         bare.push(rate);
-        println!("run {run}: {:>9.1} records/s through the worker, {rate:>9.1} bare", piped[run - 1]);
     }
     let (piped, bare) = (median(piped), median(bare));
     println!(
@@ -189,15 +191,15 @@ fn consume_and_produce(bootstrap: &str, input: &str, target: &str, output: &[u8]
     let mut start = None;
     let mut deliveries = Vec::with_capacity(BARE_RECORDS);
     while deliveries.len() < BARE_RECORDS {
-        let message = consumer.poll(PATIENCE).ok_or("no record came")??;
+        let message = next(&consumer)?;
         start.get_or_insert_with(Instant::now);
         let key = message.payload().and_then(|payload| payload.get(..36)).unwrap_or_default();
-        let mut next = FutureRecord::to(target).key(key).payload(output);
+        let mut output_record = FutureRecord::to(target).key(key).payload(output);
         loop {
-            match producer.send_result(next) {
+            match producer.send_result(output_record) {
                 Ok(delivery) => break deliveries.push(delivery),
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), same)) => {
-                    next = same;
+                    output_record = same;
                     std::thread::sleep(Duration::from_millis(1));
                 }
                 Err((error, _)) => return Err(error.into()),
@@ -212,6 +214,17 @@ fn consume_and_produce(bootstrap: &str, input: &str, target: &str, output: &[u8]
             .map_err(|(error, _)| error)?;
     }
     Ok(BARE_RECORDS as f64 / seconds)
+}
+
+/// The next record. A poll returns early without one for events such as a rebalance.
+fn next(consumer: &BaseConsumer) -> Result<BorrowedMessage<'_>, Anything> {
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        if let Some(message) = consumer.poll(Duration::from_millis(100)) {
+            return Ok(message?);
+        }
+    }
+    Err(format!("no record came in {PATIENCE:?}").into())
 }
 
 /// As the worker's own, without the transactions.
@@ -271,10 +284,8 @@ impl Reader {
     /// Waits for `count` more outputs.
     async fn take(mut self, count: usize) -> Result<Self, Anything> {
         tokio::task::spawn_blocking(move || {
-            for number in 0..count {
-                let message = self.consumer.poll(PATIENCE);
-                let message = message.ok_or_else(|| format!("{number} of {count} outputs came"))??;
-                self.last = message.payload().unwrap_or_default().to_vec();
+            for _ in 0..count {
+                self.last = next(&self.consumer)?.payload().unwrap_or_default().to_vec();
             }
             Ok(self)
         })

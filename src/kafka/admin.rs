@@ -37,7 +37,11 @@ pub fn probe(settings: &KafkaSettings, deadline: Duration) -> Result<Vec<TopicIn
 }
 
 /// How many partitions a topic has, or `None` if it doesn't exist; blocks.
-pub fn partition_count(settings: &KafkaSettings, topic: &str, deadline: Duration) -> Result<Option<usize>, Error> {
+pub fn partition_count(
+    settings: &KafkaSettings,
+    topic: &str,
+    deadline: Duration,
+) -> Result<Option<usize>, Error> {
     let client = client::probe_client(settings)?;
     match describe(settings, &client, "topic", topic, Instant::now(), deadline) {
         Ok(info) => Ok(Some(info.partitions)),

@@ -29,14 +29,17 @@ impl Engine for AtLeastOnce {
         let settings = &self.shared.settings;
         let outbox = match self.outbox.take() {
             Some(outbox) => outbox,
-            None => Outbox::new(settings, ClientRole::Committer).map_err(|error| Trouble(error.to_string()))?,
+            None => {
+                Outbox::new(settings, ClientRole::Committer).map_err(|error| Trouble(error.to_string()))?
+            }
         };
         let Some(batch) = self.shared.ledger.take() else {
             self.outbox = Some(outbox);
             return Ok(Cycle::Clean);
         };
         let deadline = Instant::now() + Duration::from_millis(u64::from(settings.message_timeout_ms));
-        let delivered = outbox.produce(&batch.outputs, deadline).and_then(|deliveries| deliveries.wait(deadline));
+        let delivered =
+            outbox.produce(&batch.outputs, deadline).and_then(|deliveries| deliveries.wait(deadline));
         // A fatal error of the idempotent producer stays with it: then the next cycle makes another.
         if outbox.producer().client().fatal_error().is_none() {
             self.outbox = Some(outbox);

@@ -1,9 +1,9 @@
 //! librdkafka clients: their configuration, and the context that their logs and tokens go through.
 
+use super::Error;
 use super::config::{Delivery, KafkaSettings, OffsetReset, SaslMechanism, Security};
 use super::rebalance::SourceContext;
 use super::source::SourceConsumer;
-use super::Error;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rdkafka::ClientConfig;
@@ -114,7 +114,8 @@ impl ClientContext for Context {
         let token = token.trim().to_owned();
         let claims = Claims::of(&token);
         let lifetime_ms = claims.expires_ms.unwrap_or_else(|| {
-            (SystemTime::now() + TOKEN_LIFETIME).duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64
+            (SystemTime::now() + TOKEN_LIFETIME).duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()
+                as i64
         });
         Ok(OAuthToken { token, principal_name: claims.subject.unwrap_or_default(), lifetime_ms })
     }
@@ -142,13 +143,19 @@ impl Claims {
 }
 
 /// The consumer of the input topics.
-pub(super) fn source_consumer(settings: &KafkaSettings, context: SourceContext) -> Result<SourceConsumer, Error> {
+pub(super) fn source_consumer(
+    settings: &KafkaSettings,
+    context: SourceContext,
+) -> Result<SourceConsumer, Error> {
     let mut config = group_config(settings, ClientRole::Source);
     config
-        .set("auto.offset.reset", match settings.auto_offset_reset {
-            OffsetReset::Earliest => "earliest",
-            OffsetReset::Latest => "latest",
-        })
+        .set(
+            "auto.offset.reset",
+            match settings.auto_offset_reset {
+                OffsetReset::Earliest => "earliest",
+                OffsetReset::Latest => "latest",
+            },
+        )
         .set("partition.assignment.strategy", "cooperative-sticky")
         .set("session.timeout.ms", settings.session_timeout_ms.to_string())
         .set("heartbeat.interval.ms", settings.heartbeat_interval_ms.to_string())
@@ -320,7 +327,10 @@ mod tests {
         assert_eq!(producer_config(&settings, ClientRole::Producer).get("transactional.id"), None);
         settings.delivery = Delivery::AtLeastOnce;
         assert_eq!(producer_config(&settings, ClientRole::Committer).get("transactional.id"), None);
-        assert_eq!(producer_config(&settings, ClientRole::Committer).get("partitioner"), Some("murmur2_random"));
+        assert_eq!(
+            producer_config(&settings, ClientRole::Committer).get("partitioner"),
+            Some("murmur2_random")
+        );
     }
 
     #[test]

@@ -199,14 +199,19 @@ impl KafkaSettings {
             ("output_topic", self.output_topic.as_str()),
             ("dead_letter_topic", self.dead_letter_topic.as_str()),
         ];
-        for (setting, topic) in named.into_iter().chain(self.input_topics.iter().map(|t| ("input_topics", t.as_str()))) {
+        for (setting, topic) in
+            named.into_iter().chain(self.input_topics.iter().map(|t| ("input_topics", t.as_str())))
+        {
             if let Err(reason) = check_topic_name(topic) {
                 return bad(setting, reason);
             }
         }
         for (setting, topic) in named {
             if self.input_topics.iter().any(|input| input == topic) {
-                return bad(setting, format!("{topic:?} is an input topic too, which would be a loop; use another"));
+                return bad(
+                    setting,
+                    format!("{topic:?} is an input topic too, which would be a loop; use another"),
+                );
             }
         }
         if self.message_timeout_ms >= self.transaction_timeout_ms {
@@ -219,7 +224,10 @@ impl KafkaSettings {
             );
         }
         if self.heartbeat_interval_ms >= self.session_timeout_ms {
-            return bad("heartbeat_interval_ms", "is not below kafka.session_timeout_ms; use a tenth of it".into());
+            return bad(
+                "heartbeat_interval_ms",
+                "is not below kafka.session_timeout_ms; use a tenth of it".into(),
+            );
         }
         if self.session_timeout_ms > self.max_poll_interval_ms {
             return bad("session_timeout_ms", "is above kafka.max_poll_interval_ms; lower it".into());
@@ -241,7 +249,8 @@ impl KafkaSettings {
     }
 
     fn check_credentials(&self) -> Result<(), Error> {
-        let bad = |setting: &'static str, reason: &str| Err(Error::Setting { setting, reason: reason.into() });
+        let bad =
+            |setting: &'static str, reason: &str| Err(Error::Setting { setting, reason: reason.into() });
         if self.tls.cert.is_some() != self.tls.key.is_some() {
             return bad("tls", "cert and key go together; set both or neither");
         }
@@ -254,9 +263,10 @@ impl KafkaSettings {
                 (None, Some(_)) if self.sasl.client_id.is_empty() || self.sasl.client_secret.is_empty() => {
                     bad("sasl", "token_endpoint needs client_id and client_secret")
                 }
-                (None, Some(_)) if !cfg!(feature = "oidc") => {
-                    bad("sasl.token_endpoint", "needs a build with the feature `oidc`; use token_file instead")
-                }
+                (None, Some(_)) if !cfg!(feature = "oidc") => bad(
+                    "sasl.token_endpoint",
+                    "needs a build with the feature `oidc`; use token_file instead",
+                ),
                 (None, Some(_)) => Ok(()),
                 _ => bad("sasl", "OAUTHBEARER needs either token_file or token_endpoint"),
             },

@@ -35,7 +35,9 @@ impl Error {
     pub fn disposition(&self) -> Disposition {
         match self {
             Self::Setting { .. } | Self::Client { .. } | Self::Thread { .. } => Disposition::Stop,
-            Self::Unreachable { .. } | Self::TopicMissing { .. } | Self::TopicDenied { .. } => Disposition::Hold,
+            Self::Unreachable { .. } | Self::TopicMissing { .. } | Self::TopicDenied { .. } => {
+                Disposition::Hold
+            }
             Self::Produce { retriable: true, .. } => Disposition::Retry,
             Self::Produce { retriable: false, .. } => Disposition::Hold,
         }

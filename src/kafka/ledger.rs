@@ -112,12 +112,7 @@ pub struct Progress {
 
 impl Ledger {
     pub(super) fn new(commit_outputs: usize, on_due: impl Fn() + Send + Sync + 'static) -> Self {
-        Self {
-            state: Mutex::default(),
-            finished: Condvar::new(),
-            commit_outputs,
-            on_due: Box::new(on_due),
-        }
+        Self { state: Mutex::default(), finished: Condvar::new(), commit_outputs, on_due: Box::new(on_due) }
     }
 
     // Nothing panics while it holds this lock, so a poisoned one is as good as new.
@@ -197,14 +192,16 @@ impl Ledger {
     /// Records that are delivered and not finished.
     pub fn in_flight(&self) -> usize {
         let state = self.lock();
-        let unfinished = |assignment: &Assignment| assignment.work.values().filter(|work| !work.finished).count();
+        let unfinished =
+            |assignment: &Assignment| assignment.work.values().filter(|work| !work.finished).count();
         state.assignments.values().map(unfinished).sum()
     }
 
     /// Records that are finished and not committed.
     pub fn uncommitted(&self) -> usize {
         let state = self.lock();
-        let finished = |assignment: &Assignment| assignment.work.values().filter(|work| work.finished).count();
+        let finished =
+            |assignment: &Assignment| assignment.work.values().filter(|work| work.finished).count();
         state.assignments.values().map(finished).sum()
     }
 
@@ -254,7 +251,12 @@ impl Ledger {
     pub(super) fn epochs_of(&self, sources: &[TopicPartition]) -> Vec<Epoch> {
         let state = self.lock();
         let wanted = |assignment: &Assignment| sources.contains(&assignment.source);
-        state.assignments.iter().filter(|(_, assignment)| wanted(assignment)).map(|(epoch, _)| *epoch).collect()
+        state
+            .assignments
+            .iter()
+            .filter(|(_, assignment)| wanted(assignment))
+            .map(|(epoch, _)| *epoch)
+            .collect()
     }
 
     pub(super) fn deliver(&self, epoch: Epoch, offset: i64) -> Delivery {
@@ -346,7 +348,8 @@ impl Ledger {
     }
 
     /// Takes everything that is done in live epochs, with offsets that cover exactly that. `None` if
-    /// there is nothing new. What was taken stays taken until one of the three calls below.
+    /// there is nothing new. What was taken stays taken until one of the three calls below; only one
+    /// batch may be out at a time.
     pub(super) fn take(&self) -> Option<Batch> {
         let mut state = self.lock();
         let mut batch = Batch { parts: Vec::new(), outputs: Vec::new() };
@@ -452,9 +455,13 @@ mod tests {
         Ledger::new(usize::MAX, || {})
     }
 
+    /// An epoch whose count of starts is committed already.
     fn opened(ledger: &Ledger, partition: i32) -> Epoch {
         let epoch = ledger.assign(TopicPartition::new("t", partition));
         assert!(ledger.open(epoch, PartitionTracker::resumed(0, b"")));
+        let batch = ledger.take().unwrap();
+        assert!(batch.outputs.is_empty());
+        batch.parts.iter().for_each(|part| ledger.committed(part));
         epoch
     }
 
@@ -471,7 +478,8 @@ mod tests {
     }
 
     fn names(batch: &Batch) -> Vec<String> {
-        let name = |output: &Arc<StagedRecord>| String::from_utf8(output.record.key.clone().unwrap()).unwrap();
+        let name =
+            |output: &Arc<StagedRecord>| String::from_utf8(output.record.key.clone().unwrap()).unwrap();
         batch.outputs.iter().map(name).collect()
     }
 
@@ -487,7 +495,7 @@ mod tests {
         let batch = ledger.take().unwrap();
         assert_eq!(names(&batch), ["a", "b"]);
         assert_eq!(batch.parts[0].plan.base, 1);
-        assert!(ledger.take().is_none(), "it is taken");
+        assert!(ledger.take().is_none_or(|batch| batch.outputs.is_empty()), "it is taken");
         ledger.restage(&batch.parts[0]);
         let batch = ledger.take().unwrap();
         assert_eq!(names(&batch), ["a", "b"]);

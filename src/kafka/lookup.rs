@@ -94,12 +94,15 @@ impl Lookup {
         for (one, found) in wanted.drain(..).zip(committed) {
             let begin = found.and_then(|found| match found {
                 Some((offset, metadata)) => Ok((offset, PartitionTracker::resumed(offset, &metadata))),
-                None => self.first_offset(&one.source).map(|offset| (offset, PartitionTracker::fresh(offset))),
+                None => {
+                    self.first_offset(&one.source).map(|offset| (offset, PartitionTracker::fresh(offset)))
+                }
             });
             match begin {
                 Ok((begin, tracker)) => {
                     // Fails only when the poll loop is gone, which the next turn notices.
-                    let _ = self.opened.send(Opening { source: one.source, epoch: one.epoch, begin, tracker });
+                    let _ =
+                        self.opened.send(Opening { source: one.source, epoch: one.epoch, begin, tracker });
                 }
                 Err(error) => {
                     problem = Err(error);
@@ -114,7 +117,8 @@ impl Lookup {
     /// Where a group without a committed offset begins. A number, since the poll thread must not seek
     /// to a logical offset: see [`super::rebalance`].
     fn first_offset(&self, source: &TopicPartition) -> KafkaResult<i64> {
-        let (low, high) = self.consumer.fetch_watermarks(&source.topic, source.partition, WATERMARK_TIMEOUT)?;
+        let (low, high) =
+            self.consumer.fetch_watermarks(&source.topic, source.partition, WATERMARK_TIMEOUT)?;
         Ok(match self.settings.auto_offset_reset {
             OffsetReset::Earliest => low,
             OffsetReset::Latest => high,

@@ -2,10 +2,10 @@
 
 use super::receipt::TopicPartition;
 use crate::record::Header;
+use rdkafka::TopicPartitionList;
 use rdkafka::bindings as sys;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::message::BorrowedMessage;
-use rdkafka::TopicPartitionList;
 use std::ffi::{CStr, CString};
 use std::ptr;
 use std::slice;

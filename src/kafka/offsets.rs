@@ -51,7 +51,8 @@ impl CommitMetadata {
     /// Reads [`Self::encode`]'s text. What can't be read counts as empty: then finished records are
     /// processed again, under the same ids.
     pub fn decode(text: &[u8], base: i64) -> Self {
-        let readable = serde_json::from_slice::<WireMetadata>(text).ok().filter(|wire| wire.v == METADATA_VERSION);
+        let readable =
+            serde_json::from_slice::<WireMetadata>(text).ok().filter(|wire| wire.v == METADATA_VERSION);
         let Some(wire) = readable else { return Self::default() };
         let bitmap = BASE64.decode(&wire.d).ok().filter(|bitmap| bitmap.len() as i64 <= WINDOW_OFFSETS / 8);
         let Some(bitmap) = bitmap else { return Self::default() };
@@ -228,7 +229,8 @@ impl PartitionTracker {
             slot.state = State::Sent;
             covered.push(slot.offset);
         }
-        let unchanged = self.committed.as_ref().is_some_and(|(offset, text)| *offset == base && *text == metadata);
+        let unchanged =
+            self.committed.as_ref().is_some_and(|(offset, text)| *offset == base && *text == metadata);
         (!covered.is_empty() || !unchanged).then_some(Plan { base, metadata, covered })
     }
 
@@ -290,7 +292,9 @@ mod tests {
 
     #[test]
     fn unreadable_metadata_is_empty() {
-        for text in ["", "{", "hello", "{\"v\":2,\"s\":1,\"d\":\"\"}", "{\"v\":1,\"s\":1,\"d\":\"?\"}", "\u{fffd}"] {
+        for text in
+            ["", "{", "hello", "{\"v\":2,\"s\":1,\"d\":\"\"}", "{\"v\":1,\"s\":1,\"d\":\"?\"}", "\u{fffd}"]
+        {
             assert_eq!(CommitMetadata::decode(text.as_bytes(), 5), CommitMetadata::default(), "{text}");
         }
         let long = format!("{{\"v\":1,\"s\":0,\"d\":\"{}\"}}", BASE64.encode(vec![255; 2000]));

@@ -50,7 +50,11 @@ impl Outbox {
 
     /// Queues every record; the deliveries are to be awaited. Fails at the first that can't be queued
     /// by the deadline.
-    pub fn produce(&self, outputs: &[Arc<StagedRecord>], deadline: Instant) -> Result<Deliveries, ProduceFailure> {
+    pub fn produce(
+        &self,
+        outputs: &[Arc<StagedRecord>],
+        deadline: Instant,
+    ) -> Result<Deliveries, ProduceFailure> {
         let deliveries = Deliveries::default();
         for output in outputs {
             let ticket = Ticket { shared: Arc::clone(&deliveries.shared), output: Arc::clone(output) };
@@ -59,7 +63,10 @@ impl Outbox {
             while let Err((error, refused)) = self.producer.send(record) {
                 let full = error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull);
                 if !full || Instant::now() >= deadline {
-                    return Err(ProduceFailure { topic: output.topic.to_string(), reason: error.to_string() });
+                    return Err(ProduceFailure {
+                        topic: output.topic.to_string(),
+                        reason: error.to_string(),
+                    });
                 }
                 record = refused;
                 thread::sleep(QUEUE_PAUSE);

@@ -28,7 +28,8 @@ impl RecordProducer {
     /// Produces one record and waits for its acknowledgement. Returns its partition and offset. Many
     /// such futures at once are batched.
     pub async fn send(&self, topic: &str, record: &WireRecord) -> Result<(i32, i64), Error> {
-        let mut native: FutureRecord<'_, [u8], [u8]> = FutureRecord::to(topic).headers(native_headers(record));
+        let mut native: FutureRecord<'_, [u8], [u8]> =
+            FutureRecord::to(topic).headers(native_headers(record));
         if let Some(key) = &record.key {
             native = native.key(key.as_slice());
         }

@@ -146,10 +146,12 @@ impl Source {
     /// Seeks to where the group left off. The next turn resumes the partition.
     fn open(&mut self, opening: Opening) {
         let Opening { source, epoch, begin, tracker } = opening;
-        let Some(partition) = self.partitions.get_mut(&source).filter(|partition| partition.epoch == epoch) else {
+        let Some(partition) = self.partitions.get_mut(&source).filter(|partition| partition.epoch == epoch)
+        else {
             return;
         };
-        let seek = self.parts.consumer.seek(&source.topic, source.partition, Offset::Offset(begin), SEEK_TIMEOUT);
+        let seek =
+            self.parts.consumer.seek(&source.topic, source.partition, Offset::Offset(begin), SEEK_TIMEOUT);
         if let Err(error) = seek {
             tracing::warn!(%error, %source, "could not seek; the committed offset is read again");
             let _ = self.parts.lookups.send(Wanted { source, epoch });

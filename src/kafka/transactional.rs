@@ -98,14 +98,16 @@ impl Transactional {
             return Ok(());
         }
         let settings = &self.shared.settings;
-        let outbox = Outbox::new(settings, ClientRole::Committer).map_err(|error| Trouble(error.to_string()))?;
+        let outbox =
+            Outbox::new(settings, ClientRole::Committer).map_err(|error| Trouble(error.to_string()))?;
         let deadline = Instant::now() + settings.socket_timeout();
         while let Err(error) = outbox.producer().init_transactions(remaining(deadline)) {
             if matches!(verdict(&error), Verdict::Retry) && Instant::now() < deadline {
                 thread::sleep(RETRY_PAUSE);
                 continue;
             }
-            let detail = outbox.client().last_error().map(|detail| format!(" ({detail})")).unwrap_or_default();
+            let detail =
+                outbox.client().last_error().map(|detail| format!(" ({detail})")).unwrap_or_default();
             let id = settings.transactional_id();
             retire(outbox);
             return Err(Trouble(format!(
@@ -127,8 +129,8 @@ impl Transactional {
         let doubtful = |reason: String| Trouble(format!("a commit's outcome is not known yet: {reason}"));
         if !live.is_empty() {
             let sources: Vec<_> = live.iter().map(|part| part.source.clone()).collect();
-            let consumer =
-                client::lookup_consumer(&self.shared.settings).map_err(|error| doubtful(error.to_string()))?;
+            let consumer = client::lookup_consumer(&self.shared.settings)
+                .map_err(|error| doubtful(error.to_string()))?;
             let found = lookup::committed(&consumer, &sources, COMMITTED_TIMEOUT)
                 .and_then(|found| found.into_iter().collect::<Result<Vec<_>, _>>())
                 .map_err(|error| doubtful(error.to_string()))?;
@@ -254,7 +256,9 @@ impl Transaction<'_> {
         let producer = self.outbox.producer();
         match self.repeat(|patience| producer.abort_transaction(patience)) {
             Ok(()) => Outcome::Aborted(refusal),
-            Err(error) => Outcome::Doubtful(format!("{}; and it could not be aborted: {error}", refusal.reason)),
+            Err(error) => {
+                Outcome::Doubtful(format!("{}; and it could not be aborted: {error}", refusal.reason))
+            }
         }
     }
 

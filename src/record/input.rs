@@ -118,7 +118,8 @@ pub fn parse(payload: Option<&[u8]>, headers: &[Header], allowed_buckets: &[Stri
         Err(error) => ParsedRecord::single(Err(malformed(describe_unreadable(headers, &error)))),
     };
     for item in &mut record.items {
-        item.outcome = admit(std::mem::replace(&mut item.outcome, Ok(Item::Skip(SkipReason::Empty))), allowed_buckets);
+        item.outcome =
+            admit(std::mem::replace(&mut item.outcome, Ok(Item::Skip(SkipReason::Empty))), allowed_buckets);
     }
     match header_text(headers, ITEM_HEADER) {
         Some(wanted) => only_item(record, wanted),
@@ -137,7 +138,8 @@ fn describe_unreadable(headers: &[Header], error: &serde_json::Error) -> String 
 fn only_item(mut record: ParsedRecord, wanted: &str) -> ParsedRecord {
     record.items.retain(|item| item.index.to_string() == wanted);
     if record.items.is_empty() {
-        let message = format!("header {ITEM_HEADER} names item {wanted:?}, which the record does not hold; remove it");
+        let message =
+            format!("header {ITEM_HEADER} names item {wanted:?}, which the record does not hold; remove it");
         return ParsedRecord::single(Err(malformed(message)));
     }
     record
@@ -322,10 +324,8 @@ impl Action {
     /// Normalises the object and says what to do with it.
     fn on(self, mut object: ObjectRef) -> Result<Item, BadItem> {
         object.version_id = object.version_id.filter(|version| !version.is_empty() && version != "null");
-        object.etag = object
-            .etag
-            .map(|etag| etag.trim_matches('"').to_owned())
-            .filter(|etag| !etag.is_empty());
+        object.etag =
+            object.etag.map(|etag| etag.trim_matches('"').to_owned()).filter(|etag| !etag.is_empty());
         object.sequencer = object.sequencer.filter(|sequencer| !sequencer.is_empty());
         check_storable(&object)?;
         Ok(match self {
@@ -342,13 +342,22 @@ fn check_storable(object: &ObjectRef) -> Result<(), BadItem> {
         return Err(malformed(format!("the {which} is empty; name both bucket and key")));
     }
     if object.key.contains('\0') {
-        let message = format!("key {:?} holds a NUL, which Postgres can't store; rename the object", object.key);
-        return Err(BadItem { error: ItemError::new(ErrorCode::KeyNotStorable, Stage::Parse, message), object: None });
+        let message =
+            format!("key {:?} holds a NUL, which Postgres can't store; rename the object", object.key);
+        return Err(BadItem {
+            error: ItemError::new(ErrorCode::KeyNotStorable, Stage::Parse, message),
+            object: None,
+        });
     }
     if object.key.len() > KEY_LIMIT {
-        let message =
-            format!("the key has {} bytes, more than S3's limit of {KEY_LIMIT}; rename the object", object.key.len());
-        return Err(BadItem { error: ItemError::new(ErrorCode::KeyNotStorable, Stage::Parse, message), object: None });
+        let message = format!(
+            "the key has {} bytes, more than S3's limit of {KEY_LIMIT}; rename the object",
+            object.key.len()
+        );
+        return Err(BadItem {
+            error: ItemError::new(ErrorCode::KeyNotStorable, Stage::Parse, message),
+            object: None,
+        });
     }
     let others = [
         ("bucket", Some(&object.bucket), BUCKET_LIMIT),
@@ -370,8 +379,10 @@ fn admit(outcome: Result<Item, BadItem>, allowed: &[String]) -> Result<Item, Bad
         Ok(Item::Score(object) | Item::Delete(object))
             if !allowed.is_empty() && !allowed.contains(&object.bucket) =>
         {
-            let message =
-                format!("bucket {:?} is not in s3.buckets; add it there or stop its notifications", object.bucket);
+            let message = format!(
+                "bucket {:?} is not in s3.buckets; add it there or stop its notifications",
+                object.bucket
+            );
             let error = ItemError::new(ErrorCode::BucketNotAllowed, Stage::Parse, message);
             Err(BadItem { error, object: Some(object) })
         }
@@ -396,7 +407,11 @@ fn text<'a>(object: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
     object.get(name).and_then(Value::as_str)
 }
 
-fn field<'a>(object: &'a Map<String, Value>, name: &str, within: &str) -> Result<&'a Map<String, Value>, BadItem> {
+fn field<'a>(
+    object: &'a Map<String, Value>,
+    name: &str,
+    within: &str,
+) -> Result<&'a Map<String, Value>, BadItem> {
     object
         .get(name)
         .and_then(Value::as_object)
@@ -418,10 +433,9 @@ fn optional_text<'a>(object: &'a Map<String, Value>, name: &str) -> Result<Optio
 fn optional_size(object: &Map<String, Value>) -> Result<Option<u64>, BadItem> {
     match object.get("size") {
         None | Some(Value::Null) => Ok(None),
-        Some(size) => size
-            .as_u64()
-            .map(Some)
-            .ok_or_else(|| malformed(format!("expected size to be a whole number of bytes, found {}", kind_of(size)))),
+        Some(size) => size.as_u64().map(Some).ok_or_else(|| {
+            malformed(format!("expected size to be a whole number of bytes, found {}", kind_of(size)))
+        }),
     }
 }
 
@@ -520,7 +534,10 @@ mod tests {
         assert_eq!(scored(&summary), ObjectRef::new("b", "a+b%2F//c.jpg"));
         let removed = json!({"EventName": "s3:ObjectRemoved:Delete", "Key": "b/k"});
         assert_eq!(only(&removed), Ok(Item::Delete(ObjectRef::new("b", "k"))));
-        assert_eq!(code(&json!({"EventName": "s3:ObjectCreated:Put", "Key": "no-slash"})), ErrorCode::MalformedEvent);
+        assert_eq!(
+            code(&json!({"EventName": "s3:ObjectCreated:Put", "Key": "no-slash"})),
+            ErrorCode::MalformedEvent
+        );
     }
 
     #[test]
@@ -560,9 +577,14 @@ mod tests {
 
     #[test]
     fn a_plain_object_is_raw_and_its_optional_fields_are_optional() {
-        let object = scored(&json!({"bucket": "b", "key": "a+b%2F//ü", "version_id": "v", "etag": "e", "size": 3, "other": []}));
+        let object = scored(
+            &json!({"bucket": "b", "key": "a+b%2F//ü", "version_id": "v", "etag": "e", "size": 3, "other": []}),
+        );
         assert_eq!(object.key, "a+b%2F//ü");
-        assert_eq!((object.version_id.as_deref(), object.etag.as_deref(), object.size), (Some("v"), Some("e"), Some(3)));
+        assert_eq!(
+            (object.version_id.as_deref(), object.etag.as_deref(), object.size),
+            (Some("v"), Some("e"), Some(3))
+        );
         let bare = json!({"bucket": "b", "key": "k", "version_id": null, "etag": null, "size": null});
         assert_eq!(scored(&bare), ObjectRef::new("b", "k"));
     }
@@ -571,7 +593,10 @@ mod tests {
     fn tombstones_test_events_and_other_events_are_skipped() {
         let reason = |record: ParsedRecord| record.skipped().next();
         assert_eq!(reason(parse(None, &[], &[])), Some(SkipReason::Tombstone));
-        assert_eq!(reason(parse(None, &[Header::new("ce_specversion", "1.0")], &[])), Some(SkipReason::Tombstone));
+        assert_eq!(
+            reason(parse(None, &[Header::new("ce_specversion", "1.0")], &[])),
+            Some(SkipReason::Tombstone)
+        );
         let test_event = json!({"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": "b"});
         assert_eq!(reason(parsed(&test_event)), Some(SkipReason::TestEvent));
         assert_eq!(reason(parsed(&sns(&test_event))), Some(SkipReason::TestEvent));
@@ -623,7 +648,15 @@ mod tests {
 
     #[test]
     fn unknown_envelopes_are_malformed_and_say_what_was_expected() {
-        for value in [json!({}), json!([]), json!(3), json!("text"), json!(null), json!({"bucket": "b"}), json!({"Records": {}})] {
+        for value in [
+            json!({}),
+            json!([]),
+            json!(3),
+            json!("text"),
+            json!(null),
+            json!({"bucket": "b"}),
+            json!({"Records": {}}),
+        ] {
             let error = only(&value).unwrap_err();
             assert_eq!(error.error.code, ErrorCode::MalformedEvent, "{value}");
             assert!(error.to_string().contains("expected"), "{error}");
@@ -688,17 +721,48 @@ mod tests {
         assert_eq!(code(&sns(&value)), ErrorCode::MalformedEvent);
         let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
         assert!(parse(Some(deep.as_bytes()), &[], &[]).items[0].outcome.is_err());
-        let deep_data = format!("{{\"specversion\":\"1.0\",\"data\":{}1{}}}", "{\"data\":".repeat(5000), "}".repeat(5000));
+        let deep_data = format!(
+            "{{\"specversion\":\"1.0\",\"data\":{}1{}}}",
+            "{\"data\":".repeat(5000),
+            "}".repeat(5000)
+        );
         assert!(parse(Some(deep_data.as_bytes()), &[], &[]).items[0].outcome.is_err());
     }
 
     fn any_json() -> impl Strategy<Value = Value> {
         let names = prop::sample::select(vec![
-            "Records", "s3", "bucket", "object", "key", "name", "eventName", "Message", "Type", "Event", "detail",
-            "detail-type", "specversion", "data", "data_base64", "EventName", "Key", "size", "eTag", "versionId",
+            "Records",
+            "s3",
+            "bucket",
+            "object",
+            "key",
+            "name",
+            "eventName",
+            "Message",
+            "Type",
+            "Event",
+            "detail",
+            "detail-type",
+            "specversion",
+            "data",
+            "data_base64",
+            "EventName",
+            "Key",
+            "size",
+            "eTag",
+            "versionId",
         ]);
         let texts = prop::sample::select(vec![
-            "ObjectCreated:Put", "Notification", "s3:TestEvent", "Object Created", "1.0", "b/k", "null", "", "%", "{}",
+            "ObjectCreated:Put",
+            "Notification",
+            "s3:TestEvent",
+            "Object Created",
+            "1.0",
+            "b/k",
+            "null",
+            "",
+            "%",
+            "{}",
         ]);
         let leaf = prop_oneof![
             Just(Value::Null),

@@ -72,11 +72,12 @@ impl Lookup {
             }
             client::serve(&self.consumer, Duration::ZERO);
             wanted.retain(|one| self.ledger.is_live_epoch(one.epoch));
-            if !wanted.is_empty() && retry_at <= Instant::now() {
-                if let Err(error) = self.look_up(&mut wanted) {
-                    tracing::warn!(%error, "committed offsets could not be read; trying again");
-                    retry_at = Instant::now() + RETRY_PAUSE;
-                }
+            if !wanted.is_empty()
+                && retry_at <= Instant::now()
+                && let Err(error) = self.look_up(&mut wanted)
+            {
+                tracing::warn!(%error, "committed offsets could not be read; trying again");
+                retry_at = Instant::now() + RETRY_PAUSE;
             }
             if lag_due <= Instant::now() && wanted.is_empty() {
                 self.measure_lag();
@@ -144,13 +145,16 @@ impl Lookup {
     }
 }
 
+/// A partition's committed offset and its metadata, if it has one.
+pub(super) type CommittedOffset = KafkaResult<Option<(i64, Vec<u8>)>>;
+
 /// The stable committed offset of each partition with its metadata, in order: what no open
 /// transaction can change any more.
 pub(super) fn committed(
     consumer: &BaseConsumer<Context>,
     sources: &[TopicPartition],
     timeout: Duration,
-) -> KafkaResult<Vec<KafkaResult<Option<(i64, Vec<u8>)>>>> {
+) -> KafkaResult<Vec<CommittedOffset>> {
     let mut list = TopicPartitionList::with_capacity(sources.len());
     for source in sources {
         list.add_partition(&source.topic, source.partition);

@@ -58,7 +58,8 @@ impl CommitMetadata {
         let Some(bitmap) = bitmap else { return Self::default() };
         let done = (0_i64..)
             .zip(bitmap.iter().flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1 == 1)))
-            .filter_map(|(index, set)| set.then(|| base.saturating_add(index)))
+            .filter(|(_, set)| *set)
+            .map(|(index, _)| base.saturating_add(index))
             .collect();
         Self { starts: wire.s, done }
     }

@@ -20,6 +20,11 @@ impl Listen {
         Self { address: SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), any: true }
     }
 
+    /// One address.
+    pub fn at(address: SocketAddr) -> Self {
+        Self { address, any: false }
+    }
+
     /// The addresses to try, in order: a machine without IPv6 can still listen on `:port`.
     pub fn candidates(&self) -> Vec<SocketAddr> {
         let mut candidates = vec![self.address];

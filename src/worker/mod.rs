@@ -11,7 +11,7 @@ use crate::{
     config::Config,
     fetch::Fetcher,
     http::{self, ProbeSlot, Probes},
-    image::{self, Preprocessor},
+    image::{self, Fit, Preprocessor},
     inference::{Health, ScoringService},
     kafka::{self, Connection, KafkaStats},
     model::{self, TorchScorer},
@@ -154,7 +154,7 @@ async fn connect(config: &Config) -> Result<(Store, Fetcher), WorkerError> {
 
 /// Loads the model and its preprocessing from one checkpoint folder.
 async fn load(config: Config) -> Result<ScoringService, WorkerError> {
-    let preprocessor = Preprocessor::open(Path::new(&config.model.checkpoint))?;
+    let preprocessor = Preprocessor::open(Path::new(&config.model.checkpoint))?.with_fit(Fit::Pad);
     let settings = config.model;
     let build = move || {
         TorchScorer::load(&settings, image::PREPROCESS_REVISION)

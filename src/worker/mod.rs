@@ -19,6 +19,7 @@ use crate::{
     store::{self, Store},
     telemetry::metrics::Metrics,
 };
+use futures_util::FutureExt;
 use std::{future::Future, path::Path, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -42,7 +43,7 @@ enum Ending {
 /// # Errors
 /// [`WorkerError`], whose exit code says what failed.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), WorkerError> {
-    let service = load(config.clone());
+    let service = load(config.clone()).boxed();
     run_with(config, service, shutdown).await
 }
 

@@ -24,7 +24,7 @@ use crate::{
     score::{ItemStatus, ModelVersion},
     score_command::progress::Progress,
     store::Store,
-    worker::{self, WorkerError},
+    worker,
 };
 use clap::{Args, ValueEnum};
 use futures_util::{StreamExt, stream};
@@ -46,7 +46,6 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     sync::{Semaphore, oneshot},
-    task::JoinHandle,
 };
 
 /// Notifications that wait for an output, so that the mock drops none: it keeps 5 MiB a partition.
@@ -175,7 +174,7 @@ impl Demo<'_> {
         let mut progress = Progress::new(found.photos.len());
         progress.stage("the worker starts");
         let (stop, stopped) = oneshot::channel::<()>();
-        let mut worker = tokio::spawn(worker::run(config, async {
+        let mut worker = pin!(worker::run(config, async {
             // The demo's own end is a reason to stop, too.
             let _ = stopped.await;
         }));
@@ -184,13 +183,13 @@ impl Demo<'_> {
             scored = self.score(found, &postgres, &mut reader, &mut progress) => scored,
             ended = &mut worker => {
                 progress.finish();
-                return Err(ended?.err().map_or(DemoError::WorkerGone, DemoError::Worker));
+                return Err(ended.err().map_or(DemoError::WorkerGone, DemoError::Worker));
             }
             () = interrupted => Err(DemoError::Interrupted),
         };
         progress.finish();
         drop(stop);
-        let stopped = worker_result(worker).await;
+        let stopped = worker.await;
         let mut scoring = scored?;
         stopped?;
         scoring.outputs.extend(reader.finish().await?);
@@ -442,10 +441,6 @@ async fn is_ready(address: SocketAddr) -> std::io::Result<bool> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
     Ok(answer.split(' ').nth(1) == Some("200"))
-}
-
-async fn worker_result(worker: JoinHandle<Result<(), WorkerError>>) -> Result<(), DemoError> {
-    Ok(worker.await??)
 }
 
 fn say(out: &mut dyn Write, line: &str) -> Result<(), DemoError> {

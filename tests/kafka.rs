@@ -483,30 +483,35 @@ async fn a_killed_worker_leaves_every_output_exactly_once() {
     let mut setup = Setup::real(3).await;
     setup.settings.transactional_id = Some(format!("id-{}", Uuid::new_v4().simple()));
     setup.write(0..1_000).await;
-    for at_least in [100, 300, 500] {
+    for _ in 0..3 {
+        let before = setup.outputs().len();
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["a_killed_worker_leaves_every_output_exactly_once", "--exact", "--nocapture"])
             .env(CHILD, serde_json::to_string(&setup.settings).unwrap())
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        eventually("progress of the child", || setup.outputs().len() >= at_least).await;
+        eventually("progress of the child", || setup.outputs().len() > before).await;
         child.kill().unwrap();
         child.wait().unwrap();
     }
-    let committed = setup.outputs();
-    assert!(committed.len() < 1_000, "the last child finished before it was killed");
+    assert!(setup.outputs().len() < 1_000, "something was left to do");
     let last = Worker::start(&setup, Duration::ZERO);
     eventually("every output", || setup.outputs().len() == 1_000).await;
     assert_eq!(last.drain().await, clean());
     assert_eq!(setup.outputs(), each_once(1_000));
 }
 
+/// Finishes 300 records and then waits with the next in its hands.
 async fn work_until_killed(settings: KafkaSettings) {
     let mut kafka = kafka::connect(&settings).unwrap();
+    let mut left = 300;
     while let Some(record) = kafka.records.recv().await {
         tokio::time::sleep(Duration::from_millis(10)).await;
-        finish(&kafka, &settings, &record);
+        if left > 0 {
+            finish(&kafka, &settings, &record);
+            left -= 1;
+        }
     }
 }
 

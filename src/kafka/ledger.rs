@@ -348,7 +348,8 @@ impl Ledger {
     }
 
     /// Takes everything that is done in live epochs, with offsets that cover exactly that. `None` if
-    /// there is nothing new. What was taken stays taken until one of the three calls below.
+    /// there is nothing new. What was taken stays taken until one of the three calls below; only one
+    /// batch may be out at a time.
     pub(super) fn take(&self) -> Option<Batch> {
         let mut state = self.lock();
         let mut batch = Batch { parts: Vec::new(), outputs: Vec::new() };
@@ -454,9 +455,13 @@ mod tests {
         Ledger::new(usize::MAX, || {})
     }
 
+    /// An epoch whose count of starts is committed already.
     fn opened(ledger: &Ledger, partition: i32) -> Epoch {
         let epoch = ledger.assign(TopicPartition::new("t", partition));
         assert!(ledger.open(epoch, PartitionTracker::resumed(0, b"")));
+        let batch = ledger.take().unwrap();
+        assert!(batch.outputs.is_empty());
+        batch.parts.iter().for_each(|part| ledger.committed(part));
         epoch
     }
 
@@ -490,7 +495,7 @@ mod tests {
         let batch = ledger.take().unwrap();
         assert_eq!(names(&batch), ["a", "b"]);
         assert_eq!(batch.parts[0].plan.base, 1);
-        assert!(ledger.take().is_none(), "it is taken");
+        assert!(ledger.take().is_none_or(|batch| batch.outputs.is_empty()), "it is taken");
         ledger.restage(&batch.parts[0]);
         let batch = ledger.take().unwrap();
         assert_eq!(names(&batch), ["a", "b"]);

@@ -106,7 +106,9 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
     let overrides = LogOverrides { format: cli.log_format, level: cli.log_level };
     match cli.command {
         Command::Score(args) => {
-            overrides.install(TelemetrySettings { log_level: "warn".into(), ..Default::default() })?;
+            // Progress is a bar on a terminal, and log lines elsewhere.
+            let log_level = "warn,roc4mllm::score_command=info".into();
+            overrides.install(TelemetrySettings { log_level, ..Default::default() })?;
             let mut out = std::io::stdout().lock();
             block_on(score_command::run(&args, &mut out))?
                 .map(|summary| summary.exit_code())

@@ -33,7 +33,7 @@ fn odd_folder(folder: &Path) {
         .collect();
     pictures.sort();
     let long = format!("{}.jpg", "длинное имя ".repeat(9).trim());
-    let names = ["a b+c.jpg", "50%25 %2F.png", "нов/фото №1.jpg", "x/y/..z.JPG", "'quote\"&<b>.webp", &long];
+    let names = ["a b+c.jpg", "50%25 %2F.png", "нов/фото №1.jpg", "x/y/z...JPG", "'quote\"&<b>.webp", &long];
     for (name, picture) in names.iter().zip(&pictures) {
         let path = folder.join(name);
         fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");

@@ -245,6 +245,18 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_key_of_any_allowed_length_can_be_put() {
+        let server = crate::dev::TestS3::create().await.unwrap();
+        for length in [LONGEST_NOTED_KEY, LONGEST_NOTED_KEY + 1, 240] {
+            let key = format!("a/{}", "k".repeat(length - 2));
+            let etag = server.put(&key, "content").await.unwrap();
+            let object = server.client().get_object().bucket(server.bucket()).key(&key).send().await.unwrap();
+            assert_eq!(object.e_tag().unwrap().trim_matches('"'), etag);
+            assert_eq!(object.body.collect().await.unwrap().to_vec(), b"content");
+        }
+    }
+
     proptest! {
         #[test]
         fn every_key_has_one_path_below_its_bucket(key in "[a./\u{e000}]{1,12}") {

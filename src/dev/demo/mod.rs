@@ -316,7 +316,7 @@ impl Demo<'_> {
         say(
             out,
             &format!(
-                "\n{scored} of {} scored in {seconds:.1} s ({:.1} a second); the rest says why not.",
+                "\n{scored} of {} scored in {seconds:.1} s ({:.1} a second).",
                 count(total, "image"),
                 total as f64 / seconds.max(1e-9)
             ),

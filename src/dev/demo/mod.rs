@@ -182,15 +182,14 @@ impl Demo<'_> {
         let scored = tokio::select! {
             scored = self.score(found, &postgres, &mut reader, &mut progress) => scored,
             ended = &mut worker => {
-                progress.finish();
                 return Err(ended.err().map_or(DemoError::WorkerGone, DemoError::Worker));
             }
             () = interrupted => Err(DemoError::Interrupted),
         };
-        progress.finish();
         drop(stop);
         let stopped = worker.await;
         let mut scoring = scored?;
+        progress.finish();
         stopped?;
         scoring.outputs.extend(reader.finish().await?);
         let store = Store::connect(&postgres).await?;

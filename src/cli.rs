@@ -34,6 +34,8 @@ enum Command {
     Score(score_command::ScoreArgs),
     /// Score what Kafka announces: fetch from S3, write to the output topic and to Postgres
     Worker(ConfigArgs),
+    #[cfg(feature = "dev")]
+    Demo(roc4mllm::dev::demo::DemoArgs),
     /// Bring the Postgres schema up to date
     Migrate(ConfigArgs),
     /// Print the effective configuration, secrets redacted, and what it would connect to
@@ -106,7 +108,9 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
     let overrides = LogOverrides { format: cli.log_format, level: cli.log_level };
     match cli.command {
         Command::Score(args) => {
-            overrides.install(TelemetrySettings { log_level: "warn".into(), ..Default::default() })?;
+            // Progress is a bar on a terminal, and log lines elsewhere.
+            let log_level = "warn,roc4mllm::score_command=info".into();
+            overrides.install(TelemetrySettings { log_level, ..Default::default() })?;
             let mut out = std::io::stdout().lock();
             block_on(score_command::run(&args, &mut out))?
                 .map(|summary| summary.exit_code())
@@ -117,6 +121,15 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             config.check().map_err(usage)?;
             overrides.install(config.telemetry.clone())?;
             block_on(worker::run(config, termination()))?
+                .map(|()| 0)
+                .map_err(|error| Failure::new(error.exit_code(), error))
+        }
+        #[cfg(feature = "dev")]
+        Command::Demo(args) => {
+            // Of the worker's own lines only trouble is news beside the progress.
+            let log_level = "warn,roc4mllm::score_command::progress=info".into();
+            overrides.install(TelemetrySettings { log_level, log_format: LogFormat::Human })?;
+            block_on(roc4mllm::dev::demo::run(&args, &mut std::io::stdout(), termination()))?
                 .map(|()| 0)
                 .map_err(|error| Failure::new(error.exit_code(), error))
         }

@@ -79,12 +79,8 @@ fn refused(bytes: &[u8]) -> (ErrorCode, String) {
         item.message
     );
     assert!(!item.message.contains('\n'), "{}", item.message);
-    assert_eq!(
-        dimensions(bytes, &worker()).err().is_none_or(|e| e.code() == item.code),
-        true,
-        "{}",
-        item.message
-    );
+    let by_header = dimensions(bytes, &worker()).err().map(|error| error.code());
+    assert!(by_header.is_none_or(|code| code == item.code), "{by_header:?}: {}", item.message);
     assert!(thumbnail(bytes, &worker(), 64).is_err());
     (item.code, item.message)
 }

@@ -2,6 +2,7 @@
 
 use crate::dev::DevError;
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::{Mutex, OnceLock, mpsc};
 use std::thread;
@@ -91,6 +92,8 @@ fn spawn_from_keeper(command: Command, parent_death_signal: i32) -> io::Result<C
         let (requests, incoming) = mpsc::channel::<SpawnRequest>();
         thread::spawn(move || {
             for (mut command, signal, reply) in incoming {
+                // Ctrl-C is for this process, which stops the servers when it has no more use for them.
+                command.process_group(0);
                 die_with_parent(&mut command, signal);
                 // A caller that went away drops the child's handle; nothing is left to do here.
                 let _gone = reply.send(command.spawn());
@@ -106,7 +109,6 @@ fn spawn_from_keeper(command: Command, parent_death_signal: i32) -> io::Result<C
 
 #[cfg(target_os = "linux")]
 fn die_with_parent(command: &mut Command, signal: i32) {
-    use std::os::unix::process::CommandExt;
     let signal = libc::c_ulong::from(signal.cast_unsigned());
     // SAFETY: prctl(2) is async-signal-safe and the closure touches no memory of the parent.
     unsafe {

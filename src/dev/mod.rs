@@ -6,6 +6,7 @@
 
 mod apache_kafka;
 mod child;
+pub mod demo;
 mod mock_kafka;
 mod postgres;
 mod s3;

@@ -13,10 +13,15 @@ use s3s::{Body, S3, S3Request, S3Response, S3Result, s3_error};
 use s3s_fs::FileSystem;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use uuid::Uuid;
 
 /// Marks key segments that a file name cannot be. From Unicode's private use area, so that no
 /// real key has it and XML may carry it.
 const MARKER: char = '\u{e000}';
+
+/// `s3s-fs` keeps notes on each object in a file that bears bucket and key in base64; with a longer
+/// key, in bytes, that name is longer than a file's may be.
+const LONGEST_NOTED_KEY: usize = 100;
 
 /// The buckets of one folder. Each bucket is a sub-folder, and files put there by other means are
 /// served too.
@@ -35,6 +40,24 @@ struct Object {
 impl ObjectFolder {
     pub(super) fn new(root: &Path) -> Result<Self, s3s_fs::Error> {
         Ok(Self { files: FileSystem::new(root)?, root: root.to_owned() })
+    }
+
+    /// Puts an object under a short name and moves it to its own.
+    async fn put_long(
+        &self,
+        mut request: S3Request<PutObjectInput>,
+    ) -> S3Result<S3Response<PutObjectOutput>> {
+        let bucket = self.root.join(&request.input.bucket);
+        let path = bucket.join(&request.input.key);
+        // No key's path begins with one marker and another letter.
+        request.input.key = format!("{MARKER}put-{}", Uuid::new_v4().simple());
+        let staged = bucket.join(&request.input.key);
+        let response = self.files.put_object(request).await?;
+        if let Some(folder) = path.parent() {
+            tokio::fs::create_dir_all(folder).await.map_err(|error| s3_error!(error, InternalError))?;
+        }
+        tokio::fs::rename(&staged, &path).await.map_err(|error| s3_error!(error, InternalError))?;
+        Ok(response)
     }
 
     async fn read(&self, bucket: &str, key: &str) -> S3Result<Object> {
@@ -176,6 +199,9 @@ impl S3 for ObjectFolder {
             return Err(s3_error!(NoSuchBucket));
         }
         request.input.key = file_key(&request.input.key);
+        if request.input.key.len() > LONGEST_NOTED_KEY {
+            return self.put_long(request).await;
+        }
         self.files.put_object(request).await
     }
 

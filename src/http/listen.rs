@@ -20,6 +20,11 @@ impl Listen {
         Self { address: SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), any: true }
     }
 
+    /// One address.
+    pub fn at(address: SocketAddr) -> Self {
+        Self { address, any: false }
+    }
+
     /// The addresses to try, in order: a machine without IPv6 can still listen on `:port`.
     pub fn candidates(&self) -> Vec<SocketAddr> {
         let mut candidates = vec![self.address];
@@ -56,7 +61,17 @@ impl Serialize for Listen {
 
 impl<'de> Deserialize<'de> for Listen {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        /// A bare number can only be meant as a port.
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Port(u16),
+            Text(String),
+        }
+        match Written::deserialize(deserializer)? {
+            Written::Port(port) => Ok(Self::any(port)),
+            Written::Text(text) => text.parse().map_err(serde::de::Error::custom),
+        }
     }
 }
 

@@ -80,7 +80,7 @@ pub async fn serve(
 ) -> Result<(SocketAddr, JoinHandle<()>), ListenError> {
     let failed =
         |error: std::io::Error| ListenError { listen: listen.to_string(), reason: error.to_string() };
-    let listener = TcpListener::bind(&*listen.candidates()).await.map_err(failed)?;
+    let listener = bind(listen).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     let router = Router::new()
         .route("/healthz", get(healthz))
@@ -93,6 +93,17 @@ pub async fn serve(
         }
     });
     Ok((address, task))
+}
+
+async fn bind(listen: Listen) -> std::io::Result<TcpListener> {
+    let mut refused = None;
+    for address in listen.candidates() {
+        match TcpListener::bind(address).await {
+            Ok(listener) => return Ok(listener),
+            Err(error) => refused = Some(error),
+        }
+    }
+    Err(refused.unwrap_or_else(|| std::io::ErrorKind::AddrNotAvailable.into()))
 }
 
 fn answer(check: Result<(), String>) -> (StatusCode, String) {

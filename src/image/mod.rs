@@ -16,6 +16,7 @@ mod library;
 mod orientation;
 mod png;
 mod preprocess;
+mod processor_config;
 mod resize;
 mod rgb;
 mod settings;
@@ -27,7 +28,8 @@ mod webp;
 
 pub use decode::{decode, dimensions};
 pub use error::ImageError;
-pub use preprocess::{Fit, Preprocessor, PreprocessorError};
+pub use preprocess::Preprocessor;
+pub use processor_config::{Fit, PreprocessorError};
 pub use rgb::RgbImage;
 pub use settings::{ImageSettings, PreprocessMode};
 pub use sniff::Format;

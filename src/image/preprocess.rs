@@ -4,47 +4,13 @@ use super::{
     decode::decode_into,
     error::ImageError,
     filter::Dimension,
+    processor_config::{Fit, PreprocessorError, ProcessorConfig},
     resize::{self, Plan},
     rgb::RgbImage,
     settings::{ImageSettings, PreprocessMode},
     simd::Instructions,
 };
-use crate::fault::Disposition;
-use serde::Deserialize;
-use std::{
-    cell::Cell,
-    fs,
-    path::{Path, PathBuf},
-};
-
-/// How an image that is not square becomes so.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fit {
-    /// Centred on a square of the mean colour, then resized (`image_aspect_ratio: "pad"`).
-    Pad,
-    /// Resized by its shorter edge, then cropped around the centre.
-    Crop,
-}
-
-/// A checkpoint whose preprocessing cannot be followed.
-#[derive(Debug, thiserror::Error)]
-pub enum PreprocessorError {
-    #[error("{path}: {reason}; the checkpoint folder needs this file")]
-    Read { path: PathBuf, reason: std::io::Error },
-    #[error("{path}: {reason}; copy the file from the published checkpoint")]
-    Parse { path: PathBuf, reason: serde_json::Error },
-    #[error(
-        "{path}: {field} is {found}, and only {expected} is supported; use the published checkpoint's file"
-    )]
-    Unsupported { path: PathBuf, field: &'static str, found: String, expected: &'static str },
-}
-
-impl PreprocessorError {
-    /// Stops the process: a model without its preprocessing gives wrong scores.
-    pub fn disposition(&self) -> Disposition {
-        Disposition::Stop
-    }
-}
+use std::{cell::Cell, path::Path};
 
 /// Most bytes of a decoded image's memory that a thread keeps for its next one: 22 megapixels.
 const MOST_KEPT: usize = 64 << 20;
@@ -81,31 +47,14 @@ impl Preprocessor {
     /// [`PreprocessorError`] when a file is missing or asks for anything but bicubic resampling,
     /// centre crop, rescaling and normalisation.
     pub fn open(dir: &Path) -> Result<Self, PreprocessorError> {
-        let path = dir.join("preprocessor_config.json");
-        let config: ProcessorConfig = read_json(&path)?;
-        let model: ModelConfig = read_json(&dir.join("config.json"))?;
-        let fit = match model.image_aspect_ratio.as_deref() {
-            None | Some("pad") => Fit::Pad,
-            Some(_) => Fit::Crop,
-        };
-        config.check(&path)?;
-        let (resize_edge, crop_edge) =
-            (config.size.edge(&path, "size")?, config.crop_size.edge(&path, "crop_size")?);
-        if crop_edge > resize_edge {
-            return Err(PreprocessorError::Unsupported {
-                path,
-                field: "crop_size",
-                found: crop_edge.to_string(),
-                expected: "an edge no longer than size",
-            });
-        }
+        let config = ProcessorConfig::read(dir)?;
         Ok(Self {
-            fit,
-            resize_edge,
-            crop_edge,
+            fit: config.fit,
+            resize_edge: config.resize_edge,
+            crop_edge: config.crop_edge,
             // What the reference computes: int(mean * 255).
-            background: config.image_mean.map(|mean| (mean * 255.0) as u8),
-            normalized: normalization(config.rescale_factor, config.image_mean, config.image_std),
+            background: config.mean.map(|mean| (mean * 255.0) as u8),
+            normalized: normalization(config.rescale_factor, config.mean, config.std),
             instructions: Instructions::best(),
         })
     }
@@ -235,105 +184,92 @@ fn normalization(factor: f64, mean: [f64; 3], std: [f64; 3]) -> Box<[[f32; 256];
     table
 }
 
-fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, PreprocessorError> {
-    let text = fs::read(path).map_err(|reason| PreprocessorError::Read { path: path.to_owned(), reason })?;
-    serde_json::from_slice(&text).map_err(|reason| PreprocessorError::Parse { path: path.to_owned(), reason })
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
 
-/// The part of `config.json` that concerns images.
-#[derive(Deserialize)]
-struct ModelConfig {
-    image_aspect_ratio: Option<String>,
-}
-
-/// `preprocessor_config.json`, with Transformers' defaults.
-#[derive(Deserialize)]
-struct ProcessorConfig {
-    size: Size,
-    crop_size: Size,
-    image_mean: [f64; 3],
-    image_std: [f64; 3],
-    #[serde(default = "bicubic")]
-    resample: u8,
-    #[serde(default = "one_in_255")]
-    rescale_factor: f64,
-    #[serde(default = "yes")]
-    do_resize: bool,
-    #[serde(default = "yes")]
-    do_center_crop: bool,
-    #[serde(default = "yes")]
-    do_rescale: bool,
-    #[serde(default = "yes")]
-    do_normalize: bool,
-}
-
-/// Pillow's number of the bicubic filter.
-const BICUBIC: u8 = 3;
-
-fn bicubic() -> u8 {
-    BICUBIC
-}
-
-fn one_in_255() -> f64 {
-    1.0 / 255.0
-}
-
-fn yes() -> bool {
-    true
-}
-
-impl ProcessorConfig {
-    fn check(&self, path: &Path) -> Result<(), PreprocessorError> {
-        let unsupported = |field, found: String, expected| {
-            Err(PreprocessorError::Unsupported { path: path.to_owned(), field, found, expected })
-        };
-        if self.resample != BICUBIC {
-            return unsupported("resample", self.resample.to_string(), "3 (bicubic)");
-        }
-        let steps = [
-            ("do_resize", self.do_resize),
-            ("do_center_crop", self.do_center_crop),
-            ("do_rescale", self.do_rescale),
-            ("do_normalize", self.do_normalize),
-        ];
-        if let Some((field, _)) = steps.into_iter().find(|(_, done)| !done) {
-            return unsupported(field, "false".to_owned(), "true");
-        }
-        if self.image_std.iter().any(|&std| std.abs() < f64::from(f32::MIN_POSITIVE)) {
-            return unsupported("image_std", format!("{:?}", self.image_std), "a positive number a channel");
-        }
-        Ok(())
+    fn preprocessor(edge: usize) -> Preprocessor {
+        let folder = tempfile::tempdir().unwrap();
+        let config = format!(
+            r#"{{"size": {edge}, "crop_size": {edge}, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}}"#
+        );
+        fs::write(folder.path().join("preprocessor_config.json"), config).unwrap();
+        fs::write(folder.path().join("config.json"), "{}").unwrap();
+        Preprocessor::open(folder.path()).unwrap()
     }
-}
 
-/// An edge, in any of the spellings that Transformers has had.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Size {
-    Edge(usize),
-    Shortest { shortest_edge: usize },
-    Both { height: usize, width: usize },
-}
+    fn jpeg(width: usize, height: usize) -> Vec<u8> {
+        let wave = |x: usize, y: usize, speed: f64| {
+            128.0 + 90.0 * (x as f64 * speed).sin() * (y as f64 * speed / 2.0).cos()
+        };
+        let pixels: Vec<u8> = (0..width * height)
+            .flat_map(|index| [0.11, 0.07, 0.03].map(|speed| wave(index % width, index / width, speed) as u8))
+            .collect();
+        let image = turbojpeg::Image {
+            pixels: pixels.as_slice(),
+            width,
+            pitch: width * 3,
+            height,
+            format: turbojpeg::PixelFormat::RGB,
+        };
+        turbojpeg::compress(image, 90, turbojpeg::Subsamp::Sub2x2).unwrap().to_vec()
+    }
 
-impl Size {
-    fn edge(&self, path: &Path, field: &'static str) -> Result<usize, PreprocessorError> {
-        let unsupported = |found: String, expected| PreprocessorError::Unsupported {
-            path: path.to_owned(),
-            field,
-            found,
-            expected,
-        };
-        let edge = match *self {
-            Self::Edge(edge) | Self::Shortest { shortest_edge: edge } => edge,
-            Self::Both { height, width } if height == width => height,
-            Self::Both { height, width } => return Err(unsupported(format!("{height}x{width}"), "a square")),
-        };
-        // Far above any model; keeps three planes of it within reason.
-        const LONGEST: usize = 8192;
-        if (1..=LONGEST).contains(&edge) {
-            Ok(edge)
-        } else {
-            Err(unsupported(edge.to_string(), "an edge of 1 to 8192 pixels"))
-        }
+    fn read(preprocessor: &Preprocessor, bytes: &[u8], preprocess: PreprocessMode) -> Vec<f32> {
+        let mut values = vec![f32::NAN; 3 * preprocessor.image_size() * preprocessor.image_size()];
+        let settings = ImageSettings { preprocess, ..ImageSettings::default() };
+        preprocessor.read(bytes, &settings, &mut values).unwrap();
+        values
+    }
+
+    #[test]
+    fn padding_has_the_mean_colour_and_the_image_its_place() {
+        let preprocessor = preprocessor(8);
+        let image = RgbImage::new(8, 4, vec![255; 8 * 4 * 3]).unwrap();
+        let mut values = vec![0.0; 3 * 8 * 8];
+        preprocessor.preprocess(&image, &mut values);
+        let [red, _, _] = &*preprocessor.normalized;
+        assert_eq!(values[0], red[usize::from(preprocessor.background()[0])]);
+        assert_eq!(values[3 * 8 + 4], red[255]);
+        assert_eq!(preprocessor.background(), [127, 102, 76]);
+    }
+
+    #[test]
+    fn one_pixel_is_enough() {
+        let preprocessor = preprocessor(5);
+        let mut values = vec![f32::NAN; 3 * 5 * 5];
+        preprocessor.preprocess(&RgbImage::new(1, 1, vec![10, 20, 30]).unwrap(), &mut values);
+        let tables = preprocessor.normalized.iter().zip([10, 20, 30]);
+        let expected: Vec<f32> = tables.flat_map(|(table, sample)| [table[sample]; 25]).collect();
+        assert_eq!(values, expected);
+    }
+
+    #[test]
+    fn fast_differs_little_and_only_for_large_jpegs() {
+        let preprocessor = preprocessor(56);
+        let small = jpeg(400, 300);
+        assert_eq!(
+            read(&preprocessor, &small, PreprocessMode::Fast),
+            read(&preprocessor, &small, PreprocessMode::Exact)
+        );
+        let large = jpeg(900, 600);
+        let fast = read(&preprocessor, &large, PreprocessMode::Fast);
+        let exact = read(&preprocessor, &large, PreprocessMode::Exact);
+        let difference: f32 = fast.iter().zip(&exact).map(|(fast, exact)| (fast - exact).abs()).sum();
+        assert!(difference > 0.0, "decoded at full size");
+        assert!(difference / (fast.len() as f32) < 0.01, "{}", difference / fast.len() as f32);
+    }
+
+    #[test]
+    fn reading_gives_the_stored_size_and_forgets_the_last_image() {
+        let preprocessor = preprocessor(56);
+        let (large, small) = (jpeg(900, 600), jpeg(40, 30));
+        let alone = read(&preprocessor, &small, PreprocessMode::Exact);
+        let mut values = vec![0.0; 3 * 56 * 56];
+        let fast = ImageSettings { preprocess: PreprocessMode::Fast, ..ImageSettings::default() };
+        assert_eq!(preprocessor.read(&large, &fast, &mut values), Ok((900, 600)));
+        assert_eq!(preprocessor.read(&small, &fast, &mut values), Ok((40, 30)));
+        assert_eq!(values, alone);
     }
 }

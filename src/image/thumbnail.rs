@@ -50,3 +50,49 @@ pub fn thumbnail(bytes: &[u8], settings: &ImageSettings, max_edge: u32) -> Resul
         |error| unmade(format!("its thumbnail could not be written: {}", one_line(&error.to_string()))),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::{decode, dimensions};
+
+    /// A JPEG, red on the left and blue on the right, with an EXIF orientation.
+    fn jpeg(width: usize, height: usize, orientation: u8) -> Vec<u8> {
+        let color = |index: usize| if index % width < width / 2 { [250, 0, 0] } else { [0, 0, 250] };
+        let pixels: Vec<u8> = (0..width * height).flat_map(color).collect();
+        let image = turbojpeg::Image {
+            pixels: pixels.as_slice(),
+            width,
+            pitch: width * 3,
+            height,
+            format: turbojpeg::PixelFormat::RGB,
+        };
+        let plain = turbojpeg::compress(image, 95, turbojpeg::Subsamp::None).unwrap();
+        let mut exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".to_vec();
+        exif.extend([orientation, 0, 0, 0, 0, 0, 0]);
+        let length = (exif.len() as u16 + 2).to_be_bytes();
+        [&plain[..2], b"\xFF\xE1", &length, &exif, &plain[2..]].concat()
+    }
+
+    #[test]
+    fn thumbnails_are_upright_small_and_without_metadata() {
+        let photo = jpeg(640, 320, 6);
+        assert_eq!(Orientation::of_file(&photo), Orientation::from_exif(6));
+        let small = thumbnail(&photo, &ImageSettings::default(), 100).unwrap();
+        assert_eq!(dimensions(&small, &ImageSettings::default()), Ok((50, 100)));
+        assert!(!small.windows(4).any(|window| window == b"Exif"));
+        // Turned clockwise, the left side comes to the top.
+        let upright = decode(&small, &ImageSettings::default()).unwrap();
+        assert!(upright.pixel(25, 10)[0] > 200 && upright.pixel(25, 90)[2] > 200);
+    }
+
+    #[test]
+    fn small_images_keep_their_size_and_narrow_ones_a_pixel() {
+        let edges = |photo: Vec<u8>| {
+            let small = thumbnail(&photo, &ImageSettings::default(), 64).unwrap();
+            dimensions(&small, &ImageSettings::default()).unwrap()
+        };
+        assert_eq!(edges(jpeg(30, 20, 1)), (30, 20));
+        assert_eq!(edges(jpeg(2000, 3, 1)), (64, 1));
+    }
+}

@@ -132,8 +132,8 @@ impl Control {
     /// Blocks; takes at most `patience` plus `kafka.close_timeout_ms`.
     pub fn drain(self, patience: Duration) -> Drained {
         let deadline = Instant::now() + patience;
-        self.gate.close();
         self.ledger.begin_drain();
+        self.gate.close();
         // The last commit gets a quarter of the time, if finishing the work leaves no more.
         let unfinished = self.ledger.wait_started(None, deadline - patience / 4);
         if unfinished == 0 {

@@ -5,6 +5,7 @@
 //! holds up nothing but the partitions in question.
 
 use super::client::{self, Context};
+use super::config::OffsetReset;
 use super::offsets::PartitionTracker;
 use super::receipt::{Epoch, TopicPartition};
 use super::stats::KafkaStats;
@@ -30,8 +31,8 @@ const SERVE_INTERVAL: Duration = Duration::from_millis(500);
 pub(super) struct Opening {
     pub source: TopicPartition,
     pub epoch: Epoch,
-    /// The committed offset; `None` where the group has none and `auto.offset.reset` decides.
-    pub begin: Option<i64>,
+    /// The committed offset, or where the group begins if it has none.
+    pub begin: i64,
     pub tracker: PartitionTracker,
 }
 
@@ -71,11 +72,12 @@ impl Lookup {
             }
             client::serve(&self.consumer, Duration::ZERO);
             wanted.retain(|one| self.ledger.is_live_epoch(one.epoch));
-            if !wanted.is_empty() && retry_at <= Instant::now() {
-                if let Err(error) = self.look_up(&mut wanted) {
-                    tracing::warn!(%error, "committed offsets could not be read; trying again");
-                    retry_at = Instant::now() + RETRY_PAUSE;
-                }
+            if !wanted.is_empty()
+                && retry_at <= Instant::now()
+                && let Err(error) = self.look_up(&mut wanted)
+            {
+                tracing::warn!(%error, "committed offsets could not be read; trying again");
+                retry_at = Instant::now() + RETRY_PAUSE;
             }
             if lag_due <= Instant::now() && wanted.is_empty() {
                 self.measure_lag();
@@ -91,20 +93,37 @@ impl Lookup {
         let mut left = Vec::new();
         let mut problem = Ok(());
         for (one, found) in wanted.drain(..).zip(committed) {
-            let (begin, tracker) = match found {
-                Ok(Some((offset, metadata))) => (Some(offset), PartitionTracker::resumed(offset, &metadata)),
-                Ok(None) => (None, PartitionTracker::fresh()),
+            let begin = found.and_then(|found| match found {
+                Some((offset, metadata)) => Ok((offset, PartitionTracker::resumed(offset, &metadata))),
+                None => {
+                    self.first_offset(&one.source).map(|offset| (offset, PartitionTracker::fresh(offset)))
+                }
+            });
+            match begin {
+                Ok((begin, tracker)) => {
+                    // Fails only when the poll loop is gone, which the next turn notices.
+                    let _ =
+                        self.opened.send(Opening { source: one.source, epoch: one.epoch, begin, tracker });
+                }
                 Err(error) => {
                     problem = Err(error);
                     left.push(one);
-                    continue;
                 }
-            };
-            // Fails only when the poll loop is gone, which the next turn notices.
-            let _ = self.opened.send(Opening { source: one.source, epoch: one.epoch, begin, tracker });
+            }
         }
         *wanted = left;
         problem
+    }
+
+    /// Where a group without a committed offset begins. A number, since the poll thread must not seek
+    /// to a logical offset: see [`super::rebalance`].
+    fn first_offset(&self, source: &TopicPartition) -> KafkaResult<i64> {
+        let (low, high) =
+            self.consumer.fetch_watermarks(&source.topic, source.partition, WATERMARK_TIMEOUT)?;
+        Ok(match self.settings.auto_offset_reset {
+            OffsetReset::Earliest => low,
+            OffsetReset::Latest => high,
+        })
     }
 
     fn measure_lag(&self) {
@@ -126,13 +145,16 @@ impl Lookup {
     }
 }
 
+/// A partition's committed offset and its metadata, if it has one.
+pub(super) type CommittedOffset = KafkaResult<Option<(i64, Vec<u8>)>>;
+
 /// The stable committed offset of each partition with its metadata, in order: what no open
 /// transaction can change any more.
 pub(super) fn committed(
     consumer: &BaseConsumer<Context>,
     sources: &[TopicPartition],
     timeout: Duration,
-) -> KafkaResult<Vec<KafkaResult<Option<(i64, Vec<u8>)>>>> {
+) -> KafkaResult<Vec<CommittedOffset>> {
     let mut list = TopicPartitionList::with_capacity(sources.len());
     for source in sources {
         list.add_partition(&source.topic, source.partition);

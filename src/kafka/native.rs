@@ -1,11 +1,12 @@
 //! The few calls that rdkafka's safe interface lacks, or panics in.
 
+use super::receipt::TopicPartition;
 use crate::record::Header;
 use rdkafka::TopicPartitionList;
 use rdkafka::bindings as sys;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::message::BorrowedMessage;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::ptr;
 use std::slice;
 
@@ -59,6 +60,26 @@ pub(super) fn offsets_with_metadata(list: &TopicPartitionList) -> Vec<(i64, Vec<
                 (entry.offset, metadata)
             })
             .collect()
+    }
+}
+
+/// Has librdkafka set up its records of partitions, so that they can be paused before they are
+/// assigned; it refuses to pause a partition of a topic that it has not met.
+pub(super) fn make_known<C: ConsumerContext>(consumer: &BaseConsumer<C>, sources: &[TopicPartition]) {
+    for source in sources {
+        let Ok(topic) = CString::new(source.topic.as_bytes()) else { continue };
+        let (mut low, mut high) = (0, 0);
+        // SAFETY: the consumer is alive, the name is NUL-terminated, both outputs are valid for
+        // writing. The call only looks at local state, which it creates where there is none.
+        unsafe {
+            sys::rd_kafka_get_watermark_offsets(
+                consumer.client().native_ptr(),
+                topic.as_ptr(),
+                source.partition,
+                &mut low,
+                &mut high,
+            );
+        }
     }
 }
 

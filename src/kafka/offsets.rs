@@ -58,7 +58,8 @@ impl CommitMetadata {
         let Some(bitmap) = bitmap else { return Self::default() };
         let done = (0_i64..)
             .zip(bitmap.iter().flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1 == 1)))
-            .filter_map(|(index, set)| set.then(|| base.saturating_add(index)))
+            .filter(|(_, set)| *set)
+            .map(|(index, _)| base.saturating_add(index))
             .collect();
         Self { starts: wire.s, done }
     }
@@ -108,10 +109,10 @@ pub struct Plan {
 #[derive(Debug, Default)]
 pub struct PartitionTracker {
     slots: VecDeque<Slot>,
-    /// One past the last delivered offset, or where reading began; `None` before either is known.
-    next: Option<i64>,
+    /// One past the last delivered offset, or where reading began.
+    next: i64,
     /// The consumer's position: everything below it was delivered or will never be.
-    position: Option<i64>,
+    position: i64,
     /// Read from the last commit: finished, and not delivered again yet.
     skip: BTreeSet<i64>,
     starts: u32,
@@ -119,16 +120,16 @@ pub struct PartitionTracker {
 }
 
 impl PartitionTracker {
-    /// A tracker for a group that has nothing committed here.
-    pub fn fresh() -> Self {
-        Self { starts: 1, ..Self::default() }
+    /// A tracker for a group that has nothing committed here and begins at `offset`.
+    pub fn fresh(offset: i64) -> Self {
+        Self { next: offset, starts: 1, ..Self::default() }
     }
 
     /// A tracker that goes on from a commit.
     pub fn resumed(base: i64, metadata: &[u8]) -> Self {
         let read = CommitMetadata::decode(metadata, base);
         Self {
-            next: Some(base),
+            next: base,
             skip: read.done,
             starts: read.starts.saturating_add(1),
             committed: Some((base, String::from_utf8_lossy(metadata).into_owned())),
@@ -138,15 +139,15 @@ impl PartitionTracker {
 
     /// A tracker that begins at `offset` whatever was committed: the log was truncated.
     pub fn restarted(offset: i64) -> Self {
-        Self { next: Some(offset), ..Self::default() }
+        Self { next: offset, ..Self::default() }
     }
 
     /// Takes note of a record that the consumer returned.
     pub fn deliver(&mut self, offset: i64) -> Delivered {
-        if self.next.is_some_and(|next| offset < next) {
+        if offset < self.next {
             return Delivered::Rewound;
         }
-        self.next = Some(offset + 1);
+        self.next = offset + 1;
         // Whatever lies below and was not delivered has been compacted away.
         self.skip = self.skip.split_off(&offset);
         let already = self.skip.remove(&offset);
@@ -162,7 +163,7 @@ impl PartitionTracker {
     /// Takes note of the consumer's position, which passes control records that are never delivered.
     /// Must be read after every record below it has been delivered here.
     pub fn set_position(&mut self, position: i64) {
-        self.position = Some(position);
+        self.position = position;
     }
 
     /// All items of the record came to an end. `false` if it isn't pending.
@@ -188,16 +189,16 @@ impl PartitionTracker {
     }
 
     /// The first unfinished offset: what would be committed now.
-    pub fn base(&self) -> Option<i64> {
+    pub fn base(&self) -> i64 {
         match self.slots.iter().find(|slot| slot.state == State::Pending) {
-            Some(pending) => Some(pending.offset),
+            Some(pending) => pending.offset,
             None => self.next.max(self.position),
         }
     }
 
     /// Finished offsets beyond the base.
     pub fn done_ahead(&self) -> usize {
-        let base = self.base().unwrap_or(i64::MIN);
+        let base = self.base();
         let ahead = self.slots.iter().filter(|slot| slot.offset > base && slot.state != State::Pending);
         self.skip.range(base..).count() + ahead.count()
     }
@@ -213,16 +214,13 @@ impl PartitionTracker {
     }
 
     fn span(&self) -> i64 {
-        match (self.base(), self.next) {
-            (Some(base), Some(next)) => next - base,
-            _ => 0,
-        }
+        self.next - self.base()
     }
 
     /// The next commit, or `None` if the last one says it all. What it covers counts as sent until
     /// [`Self::confirm`] or [`Self::retract`].
     pub fn plan(&mut self) -> Option<Plan> {
-        let base = self.base()?;
+        let base = self.base();
         let within = |offset: i64| offset - base < WINDOW_OFFSETS;
         let ahead = self.slots.iter().filter(|slot| slot.offset > base && slot.state != State::Pending);
         let done: BTreeSet<i64> = ahead.map(|slot| slot.offset).chain(self.skip.iter().copied()).collect();
@@ -341,15 +339,15 @@ mod tests {
         tracker.set_position(9);
         assert_eq!(tracker.plan().unwrap().base, 9);
         tracker.deliver(9);
-        assert_eq!(tracker.base(), Some(9));
+        assert_eq!(tracker.base(), 9);
     }
 
     #[test]
-    fn nothing_is_known_of_a_fresh_partition() {
-        let mut tracker = PartitionTracker::fresh();
-        assert_eq!(tracker.plan(), None);
-        tracker.deliver(40);
-        assert_eq!(tracker.plan().unwrap().base, 40);
+    fn a_fresh_partition_is_committed_where_it_begins() {
+        let mut tracker = PartitionTracker::fresh(40);
+        let plan = tracker.plan().unwrap();
+        assert_eq!((plan.base, plan.covered.len()), (40, 0));
+        assert!(plan.metadata.contains("\"s\":1"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::client::Context;
 use super::committer::CommitRequests;
 use super::ledger::Ledger;
+use super::native;
 use super::receipt::{Epoch, TopicPartition};
 use super::stats::{KafkaStats, count};
 use rdkafka::ClientContext;
@@ -84,14 +85,17 @@ impl SourceContext {
         let sources = sources_of(partitions);
         tracing::info!(partitions = %listed(&sources), "partitions assigned");
         count(&self.stats.assigned, sources.len());
-        // Any explicit offset keeps librdkafka from asking; this one fetches nothing before the pause
-        // takes hold.
-        partitions.set_all_offsets(Offset::End)?;
+        //
+        // The start is a plain number, and paused before it is assigned, so that nothing is fetched
+        // from it. A logical one would set off a query whose answer, once a pause has made it stale,
+        // librdkafka asks for again, and follows even after a seek: records would be jumped over.
+        native::make_known(consumer, &sources);
+        consumer.pause(partitions)?;
+        partitions.set_all_offsets(Offset::Offset(0))?;
         match consumer.rebalance_protocol() {
             RebalanceProtocol::Cooperative => consumer.incremental_assign(partitions)?,
             _ => consumer.assign(partitions)?,
         }
-        consumer.pause(partitions)?;
         for source in sources {
             let epoch = self.ledger.assign(source.clone());
             self.tell(Change::Assigned(source, epoch));

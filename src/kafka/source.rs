@@ -150,20 +150,15 @@ impl Source {
         else {
             return;
         };
-        let offset = match begin {
-            Some(offset) => Offset::Offset(offset),
-            None if self.parts.settings.auto_offset_reset == super::config::OffsetReset::Latest => {
-                Offset::End
-            }
-            None => Offset::Beginning,
-        };
-        if let Err(error) = self.parts.consumer.seek(&source.topic, source.partition, offset, SEEK_TIMEOUT) {
+        let seek =
+            self.parts.consumer.seek(&source.topic, source.partition, Offset::Offset(begin), SEEK_TIMEOUT);
+        if let Err(error) = seek {
             tracing::warn!(%error, %source, "could not seek; the committed offset is read again");
             let _ = self.parts.lookups.send(Wanted { source, epoch });
             return;
         }
         partition.opened = self.parts.ledger.open(epoch, tracker);
-        tracing::info!(%source, ?offset, "reading");
+        tracing::info!(%source, begin, "reading");
     }
 
     fn hand_over_aside(&mut self) {

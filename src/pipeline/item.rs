@@ -123,7 +123,7 @@ impl ItemTask {
             // Skipped items are never started; ending one without an output would be a lost record.
             Ok(Item::Skip(_)) => Err(Abandoned::Stopping),
             Err(bad) => {
-                let facts = Facts { object: bad.object.clone(), ..Facts::default() };
+                let facts = Facts { object: bad.object.as_deref().cloned(), ..Facts::default() };
                 Ok(self.ended(facts, &model, ItemStatus::Rejected, bad.error.clone(), None))
             }
         }

@@ -61,7 +61,7 @@ impl SkipReason {
 pub struct BadItem {
     pub error: ItemError,
     /// The object, where the item names one that can be stored.
-    pub object: Option<ObjectRef>,
+    pub object: Option<Box<ObjectRef>>,
 }
 
 /// One item of a record.
@@ -384,7 +384,7 @@ fn admit(outcome: Result<Item, BadItem>, allowed: &[String]) -> Result<Item, Bad
                 object.bucket
             );
             let error = ItemError::new(ErrorCode::BucketNotAllowed, Stage::Parse, message);
-            Err(BadItem { error, object: Some(object) })
+            Err(BadItem { error, object: Some(Box::new(object)) })
         }
         other => other,
     }
@@ -707,7 +707,7 @@ mod tests {
         assert!(of("b").is_ok());
         let refused = of("secret").unwrap_err();
         assert_eq!(refused.error.code, ErrorCode::BucketNotAllowed);
-        assert_eq!(refused.object, Some(ObjectRef::new("secret", "k")));
+        assert_eq!(refused.object.as_deref(), Some(&ObjectRef::new("secret", "k")));
         assert!(refused.to_string().contains("s3.buckets"));
     }
 

@@ -152,7 +152,7 @@ fn card(rank: usize, entry: &Entry, score: &EntryScore, range: (f64, f64)) -> Ma
                 div.photo {
                     @match &entry.thumbnail {
                         Some(jpeg) => {
-                            img src=(data_address(jpeg)) alt=(entry.image) decoding="async";
+                            img src=(data_address(jpeg)) alt=(entry.image);
                         }
                         None => { p.no-photo { "no preview" } }
                     }
@@ -189,7 +189,7 @@ fn rejections(rejected: &[(&Entry, &ItemError)]) -> Markup {
                     @let (reason, remedy) = reason_and_remedy(&entry.image, error);
                     li {
                         @if let Some(jpeg) = &entry.thumbnail {
-                            img src=(data_address(jpeg)) alt="" decoding="async";
+                            img src=(data_address(jpeg)) alt="";
                         }
                         div {
                             p.name { (entry.image) }

@@ -102,7 +102,7 @@ pub(super) fn reason<'a>(image: &str, error: &'a ItemError) -> &'a str {
 }
 
 /// `text` with what a terminal would obey, or a line break would tear, spelled out.
-fn printable(text: &str) -> Cow<'_, str> {
+pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     // Directional overrides let a name show as another one.
     let is_unsafe = |c: char| {
         c.is_control()

@@ -87,10 +87,21 @@ impl Progress {
         }
     }
 
-    /// Removes the bar.
+    /// Removes the bar and says how it went.
     pub fn finish(&self) {
-        if let Display::Bar(bar) = &self.display {
-            bar.finish_and_clear();
+        let summary = format!(
+            "{} scored, {} rejected in {} ({:.1}/s)",
+            self.scored,
+            self.rejected,
+            HumanDuration(self.elapsed()),
+            self.rate()
+        );
+        match &self.display {
+            Display::Bar(bar) => {
+                bar.finish_and_clear();
+                eprintln!("{summary}");
+            }
+            Display::Log { .. } => tracing::info!("{summary}"),
         }
     }
 

@@ -78,8 +78,8 @@ pub async fn run(args: &ScoreArgs, out: &mut dyn Write) -> Result<Summary, Score
     let outcome =
         session.score_all(args.format, inputs, settings.in_flight_capacity(), &mut progress, out).await;
     service.shut_down().await;
-    progress.finish();
     let (summary, entries) = outcome?;
+    progress.finish();
     if let Some(path) = &args.report {
         let model = service.model();
         let meta = ReportMeta {

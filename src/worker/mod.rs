@@ -11,7 +11,7 @@ use crate::{
     config::Config,
     fetch::Fetcher,
     http::{self, ProbeSlot, Probes},
-    image::{self, Preprocessor},
+    image::{self, Fit, Preprocessor},
     inference::{Health, ScoringService},
     kafka::{self, Connection, KafkaStats},
     model::{self, TorchScorer},
@@ -19,6 +19,7 @@ use crate::{
     store::{self, Store},
     telemetry::metrics::Metrics,
 };
+use futures_util::FutureExt;
 use std::{future::Future, path::Path, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -42,7 +43,7 @@ enum Ending {
 /// # Errors
 /// [`WorkerError`], whose exit code says what failed.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), WorkerError> {
-    let service = load(config.clone());
+    let service = load(config.clone()).boxed();
     run_with(config, service, shutdown).await
 }
 
@@ -154,7 +155,7 @@ async fn connect(config: &Config) -> Result<(Store, Fetcher), WorkerError> {
 
 /// Loads the model and its preprocessing from one checkpoint folder.
 async fn load(config: Config) -> Result<ScoringService, WorkerError> {
-    let preprocessor = Preprocessor::open(Path::new(&config.model.checkpoint))?;
+    let preprocessor = Preprocessor::open(Path::new(&config.model.checkpoint))?.with_fit(Fit::Pad);
     let settings = config.model;
     let build = move || {
         TorchScorer::load(&settings, image::PREPROCESS_REVISION)

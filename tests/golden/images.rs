@@ -90,7 +90,9 @@ fn golden_images_name_the_software_of_the_readme() {
     );
     let libjpeg = &listed["libjpeg_turbo"];
     assert!(
-        libjpeg.as_str().map_or(libjpeg.is_null(), |version| readme.contains(version)),
+        libjpeg
+            .as_str()
+            .map_or(libjpeg.is_null(), |version| readme.contains(&format!("libjpeg-turbo {version}"))),
         "{FILE}: README.md names another libjpeg-turbo than {libjpeg}"
     );
 }

@@ -42,8 +42,10 @@ fn submit(engine: &Engine, value: f32) -> Answered {
     answer
 }
 
+type Verdicts = Result<Vec<Verdict>, ScorerError>;
+
 /// A scorer that reports each batch and then waits to be let go.
-fn gated() -> (impl FnMut(&[f32]) -> Result<Vec<Verdict>, ScorerError> + Send, Receiver<usize>, Sender<()>) {
+fn gated() -> (impl FnMut(&[f32]) -> Verdicts + Send, Receiver<usize>, Sender<()>) {
     let (entered, started) = mpsc::channel();
     let (go, gate) = mpsc::channel();
     let script = move |values: &[f32]| {

@@ -1,0 +1,150 @@
+//! The binary's configuration and usage errors: what they say and how they exit.
+
+use std::{
+    io::Write,
+    process::{Command, Output},
+};
+
+fn roc4mllm(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_roc4mllm"));
+    command.args(arguments);
+    // Settings of whoever runs the tests must not reach in.
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ROC4MLLM__")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn run(command: &mut Command) -> Output {
+    command.output().expect("the binary starts")
+}
+
+/// The one line on standard error, after the exit code was checked.
+fn refusal(output: &Output, code: i32) -> String {
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{message}");
+    assert_eq!(message.lines().count(), 1, "one line: {message}");
+    message
+}
+
+fn file(content: &str) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
+    file.write_all(content.as_bytes()).expect("written");
+    file
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_place_and_the_nearest_valid_one() {
+    let file = file("[kafka]\ngruop = \"g\"\n");
+    let path = file.path().to_str().expect("UTF-8");
+    let message = refusal(&run(&mut roc4mllm(&["check-config", "-c", path])), 2);
+    assert!(message.contains(path) && message.contains("`kafka.gruop`"), "{message}");
+    assert!(message.contains("did you mean `kafka.group`?"), "{message}");
+
+    let message = refusal(&run(roc4mllm(&["check-config"]).env("ROC4MLLM__S3__BUKETS", "a")), 2);
+    assert!(message.contains("ROC4MLLM__S3__BUKETS") && message.contains("`s3.buckets`"), "{message}");
+
+    let message = refusal(&run(&mut roc4mllm(&["worker", "--set", "modell.device=cpu"])), 2);
+    assert!(message.contains("`modell`") && message.contains("`model`"), "{message}");
+}
+
+#[test]
+fn a_broken_or_missing_file_is_named() {
+    let file = file("[kafka\n");
+    let path = file.path().to_str().expect("UTF-8");
+    let message = refusal(&run(&mut roc4mllm(&["worker", "-c", path])), 2);
+    assert!(message.contains(path) && message.contains("TOML"), "{message}");
+    let message = refusal(&run(&mut roc4mllm(&["worker", "-c", "no-such.toml"])), 2);
+    assert!(message.contains("no-such.toml"), "{message}");
+}
+
+#[test]
+fn a_value_of_the_wrong_type_is_named() {
+    let message = refusal(&run(&mut roc4mllm(&["worker", "--set", "inference.batch_size=many"])), 2);
+    assert!(message.contains("inference.batch_size"), "{message}");
+    let message = refusal(&run(&mut roc4mllm(&["worker", "--set", "http.listen=nowhere"])), 2);
+    assert!(message.contains("write `:8080`"), "{message}");
+}
+
+#[test]
+fn a_required_key_is_asked_for() {
+    let message = refusal(&run(&mut roc4mllm(&["worker", "--set", "s3.buckets=[]"])), 2);
+    assert!(message.contains("s3.buckets"), "{message}");
+    let message = refusal(
+        &run(&mut roc4mllm(&["worker", "--set", "s3.buckets=a", "--set", "kafka.output_topic=uploads"])),
+        2,
+    );
+    assert!(message.contains("loop"), "{message}");
+}
+
+#[test]
+fn later_sources_win_and_secrets_are_redacted() {
+    let file = file("[kafka]\ngroup = \"file\"\n[postgres]\nurl = \"postgres://u:hush@db/x\"\n");
+    let path = file.path().to_str().expect("UTF-8");
+    let output = run(roc4mllm(&[
+        "check-config",
+        "-c",
+        path,
+        "--set",
+        "s3.buckets=[\"b\"]",
+        "--set",
+        "model.checkpoint=/c",
+    ])
+    .env("ROC4MLLM__KAFKA__GROUP", "environment")
+    .env("ROC4MLLM__KAFKA__INPUT_TOPICS", "one,two"));
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(shown.contains("group = \"environment\""), "{shown}");
+    assert!(shown.contains("one, two"), "{shown}");
+    assert!(!shown.contains("hush"), "{shown}");
+    let flagged = run(roc4mllm(&["check-config", "-c", path, "--set", "kafka.group=flag"])
+        .env("ROC4MLLM__KAFKA__GROUP", "environment"));
+    assert!(String::from_utf8_lossy(&flagged.stdout).contains("group = \"flag\""));
+}
+
+/// The reference that users copy from says what the code does.
+#[test]
+fn the_shipped_configuration_is_the_default_one() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("config/worker.toml");
+    let shipped = roc4mllm::config::load(Some(&path), &[]).expect("config/worker.toml loads");
+    let shown = |config| roc4mllm::config::render(&config).expect("TOML");
+    assert_eq!(shown(shipped), shown(roc4mllm::config::Config::default()));
+}
+
+#[test]
+fn a_probe_names_each_dependency_that_does_not_answer() {
+    let output = run(&mut roc4mllm(&[
+        "check-config",
+        "--probe",
+        "--set",
+        "kafka.brokers=127.0.0.1:1",
+        "--set",
+        "s3.buckets=[\"b\"]",
+        "--set",
+        "s3.endpoint=http://127.0.0.1:1",
+        "--set",
+        "s3.access_key_id=a",
+        "--set",
+        "s3.secret_access_key=b",
+        "--set",
+        "postgres.url=postgres://u:hush@127.0.0.1:1/x",
+        "--set",
+        "model.checkpoint=/no-such-checkpoint",
+        "--set",
+        "pipeline.start_timeout_ms=3000",
+    ]));
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(69), "{shown}");
+    let failures: Vec<&str> =
+        shown.lines().filter(|line| line.starts_with("# ") && !line.contains(": ok")).collect();
+    for name in ["Kafka", "S3", "Postgres", "checkpoint"] {
+        assert!(failures.iter().filter(|line| line.contains(name)).count() >= 2, "{name}: {shown}");
+    }
+    assert!(!shown.contains("hush"), "{shown}");
+}
+
+#[test]
+fn a_missing_checkpoint_is_named() {
+    let message = refusal(&run(&mut roc4mllm(&["checkpoint", "inspect", "/no-such-checkpoint"])), 2);
+    assert!(message.contains("/no-such-checkpoint"), "{message}");
+}

@@ -1,0 +1,114 @@
+//! `roc4mllm demo` says of a folder what `roc4mllm score` says of it.
+#![cfg(feature = "dev")]
+
+use serde_json::Value;
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden")
+}
+
+fn roc4mllm() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_roc4mllm"))
+}
+
+fn lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).expect("a JSON object a line")).collect()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Pictures under names that need escaping, and files that are no pictures.
+fn odd_folder(folder: &Path) {
+    let mut pictures: Vec<PathBuf> = fs::read_dir(fixtures().join("images"))
+        .expect("the pictures")
+        .map(|entry| entry.expect("a folder entry").path())
+        .collect();
+    pictures.sort();
+    let long = format!("{}.jpg", "длинное имя ".repeat(9).trim());
+    let names = ["a b+c.jpg", "50%25 %2F.png", "нов/фото №1.jpg", "x/y/..z.JPG", "'quote\"&<b>.webp", &long];
+    for (name, picture) in names.iter().zip(&pictures) {
+        let path = folder.join(name);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        fs::copy(picture, path).expect("a copy");
+    }
+    let whole = fs::read(&pictures[0]).expect("a picture");
+    fs::write(folder.join("cut short.jpg"), &whole[..whole.len() / 2]).expect("a file");
+    fs::write(folder.join("empty.png"), b"").expect("a file");
+    fs::write(folder.join("page.jpg"), b"<!doctype html><p>not found</p>").expect("a file");
+    fs::write(folder.join("notes.txt"), b"not looked at").expect("a file");
+}
+
+#[test]
+fn the_demo_agrees_with_score_on_an_odd_folder() {
+    let temporary = tempfile::tempdir().expect("a folder");
+    let photos = temporary.path().join("my photos");
+    fs::create_dir(&photos).expect("a folder");
+    odd_folder(&photos);
+    let (rows, report) = (temporary.path().join("rows.jsonl"), temporary.path().join("new/report.html"));
+
+    let score = roc4mllm()
+        .args(["score", "--format", "jsonl", "--checkpoint"])
+        .arg(fixtures().join("ckpt_safetensors"))
+        .arg(&photos)
+        .output()
+        .expect("score runs");
+    assert_eq!(score.status.code(), Some(3), "{}", stderr(&score));
+    let expected: HashMap<String, Value> = lines(&String::from_utf8(score.stdout).expect("UTF-8"))
+        .into_iter()
+        .map(|line| (line["image"].as_str().expect("a name").to_owned(), line))
+        .collect();
+    assert_eq!(expected.len(), 9);
+
+    let demo = roc4mllm()
+        .arg("demo")
+        .arg("--photos")
+        .arg(&photos)
+        .arg("--rows")
+        .arg(&rows)
+        .arg("--report")
+        .arg(&report)
+        .output()
+        .expect("the demo runs");
+    let said = String::from_utf8(demo.stdout.clone()).expect("UTF-8");
+    assert_eq!(demo.status.code(), Some(0), "{said}\n{}", stderr(&demo));
+
+    let rows = lines(&fs::read_to_string(&rows).expect("the rows"));
+    assert_eq!(rows.len(), expected.len());
+    for row in &rows {
+        let image = row["image"].as_str().expect("a name");
+        let expected = &expected[image];
+        assert_eq!(row["status"], expected["status"], "{image}");
+        assert_eq!(row["error"]["code"], expected["error"]["code"], "{image}");
+        if let Some(score) = expected["score"].as_f64() {
+            let difference = (score - row["score"].as_f64().expect("a score")).abs();
+            assert!(difference <= 1e-4, "{image}: off by {difference}");
+        }
+        let key = row["key"].as_str().expect("a key");
+        assert_eq!(photos.join(key), Path::new(image));
+        assert!(said.contains(key), "the table shows {key}: {said}");
+    }
+    let scored = rows.iter().filter(|row| row["status"] == "scored").count();
+    assert!((4..=6).contains(&scored), "pictures are scored, the rest is rejected: {scored}");
+    assert!(said.contains("mean nothing"), "{said}");
+    let page = fs::read_to_string(&report).expect("the report");
+    assert_eq!(page.matches("<li class=\"card\"").count(), scored);
+}
+
+#[test]
+fn a_folder_without_photos_is_told_before_anything_starts() {
+    let empty = tempfile::tempdir().expect("a folder");
+    for photos in [empty.path(), Path::new("/no/such/folder")] {
+        let demo = roc4mllm().arg("demo").arg("--photos").arg(photos).output().expect("the demo runs");
+        assert_eq!(demo.status.code(), Some(2), "{}", stderr(&demo));
+        assert!(stderr(&demo).contains(&*photos.to_string_lossy()), "{}", stderr(&demo));
+        assert_eq!(stderr(&demo).lines().count(), 1, "{}", stderr(&demo));
+    }
+}

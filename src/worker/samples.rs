@@ -54,7 +54,7 @@ fn inference(service: &Arc<ScoringService>) -> Vec<Sampled> {
             name: "batch_size",
             help: "Images a model batch",
             read: Box::new(move || {
-                let bounds = BATCH_SIZE_BOUNDS.iter().map(|&bound| bound as f64).chain([f64::MAX]);
+                let bounds = BATCH_SIZE_BOUNDS.iter().map(|&bound| bound as f64).chain([f64::INFINITY]);
                 let buckets = bounds.zip(sizes.batch_sizes()).collect();
                 Sample::Distribution { sum: sizes.images.get() as f64, buckets }
             }),

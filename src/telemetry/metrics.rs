@@ -283,7 +283,10 @@ mod tests {
             Sampled {
                 name: "batch_size",
                 help: "Images a batch",
-                read: Box::new(|| Sample::Distribution { sum: 5.0, buckets: vec![(1.0, 1), (f64::INFINITY, 1)] }),
+                read: Box::new(|| Sample::Distribution {
+                    sum: 5.0,
+                    buckets: vec![(1.0, 1), (f64::INFINITY, 1)],
+                }),
             },
         ]);
         assert!(metrics.render().contains("roc4mllm_batches_total 1.0"), "{}", metrics.render());

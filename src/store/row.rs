@@ -60,23 +60,12 @@ impl ScoreRow {
             scores: answer.scores.iter().map(|value| value.score).collect(),
             distributions: answer.scores.iter().map(|value| value.distribution.clone()).collect(),
             text: Some(answer.text.clone()),
-            ..Self::ended(id, Some(object), model, ItemStatus::Scored, None, source)
+            ..Self::unscored(id, Some(object), model, ItemStatus::Scored, None, source)
         }
     }
 
     /// The row of an item that ended without a score.
     pub fn unscored(
-        id: ScoreId,
-        object: Option<ObjectRef>,
-        model: &ModelVersion,
-        status: ItemStatus,
-        error: Option<ItemError>,
-        source: Option<SourcePosition>,
-    ) -> Self {
-        Self::ended(id, object, model, status, error, source)
-    }
-
-    fn ended(
         id: ScoreId,
         object: Option<ObjectRef>,
         model: &ModelVersion,

@@ -39,11 +39,13 @@
 //! - [`record`]: the formats on the wire, pure.
 //! - [`object`], [`score`], [`fault`], [`secret`], [`retry`]: the words all of them share.
 //! - [`config`], [`telemetry`], [`http`]: what an operator sees.
+//! - [`failpoint`]: where the fault tests make a process die on purpose; nothing outside them.
 //! - `dev` (feature `dev`): the embedded Kafka, S3 and Postgres of the demo and the tests.
 
 pub mod config;
 #[cfg(feature = "dev")]
 pub mod dev;
+pub mod failpoint;
 pub mod fault;
 pub mod fetch;
 pub mod http;

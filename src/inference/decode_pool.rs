@@ -11,6 +11,7 @@ use super::{
     slot::Slot,
 };
 use crate::{
+    failpoint,
     fault::{ErrorCode, ItemError, Stage},
     image::{self, ImageError, ImageSettings, Preprocessor},
 };
@@ -119,6 +120,7 @@ impl Reader {
         drop(bytes);
         match read {
             Ok((slot, width, height)) => {
+                failpoint::reach("decoded");
                 self.metrics.decoded.add(1);
                 self.engine.submit(Work { slot, asker: Asker { name, width, height, reply } });
             }

@@ -6,6 +6,7 @@ use super::ledger::Ledger;
 use super::native;
 use super::receipt::{Epoch, TopicPartition};
 use super::stats::{KafkaStats, count};
+use crate::failpoint::Rule;
 use rdkafka::ClientContext;
 use rdkafka::client::OAuthToken;
 use rdkafka::config::RDKafkaLogLevel;
@@ -16,6 +17,9 @@ use rdkafka::{Offset, TopicPartitionList};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
+
+/// For how long partitions can still be committed after their revocation, where that rule is taken away.
+const UNLOCKED: Duration = Duration::from_secs(5);
 
 /// Tells the poll loop what a callback did.
 #[derive(Debug)]
@@ -111,11 +115,21 @@ impl SourceContext {
             tracing::warn!(partitions = %listed(&sources), "partitions lost");
             count(&self.stats.lost, sources.len());
         } else {
-            self.give_up(&epochs);
+            if Rule::Revoke.holds() {
+                self.give_up(&epochs);
+            }
             tracing::info!(partitions = %listed(&sources), "partitions revoked");
             count(&self.stats.revoked, sources.len());
         }
-        self.ledger.kill(&epochs);
+        if Rule::Revoke.holds() {
+            self.ledger.kill(&epochs);
+        } else {
+            let ledger = Arc::clone(&self.ledger);
+            std::thread::spawn(move || {
+                std::thread::sleep(UNLOCKED);
+                ledger.kill(&epochs);
+            });
+        }
         for source in sources {
             self.tell(Change::Revoked(source));
         }

@@ -11,6 +11,7 @@ use super::rebalance::{Change, SourceContext};
 use super::receipt::{ConsumedRecord, Epoch, Receipt, TopicPartition};
 use super::stats::{KafkaStats, count};
 use super::{Fatal, Gate, KafkaSettings, native};
+use crate::failpoint;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
@@ -284,7 +285,10 @@ impl Source {
         }
         partition.full = self.parts.ledger.is_full(partition.epoch);
         match delivery {
-            Delivery::Process(receipt) => self.pass_on(consumed(receipt, message)),
+            Delivery::Process(receipt) => {
+                failpoint::reach("consumed");
+                self.pass_on(consumed(receipt, message));
+            }
             Delivery::AlreadyDone => count(&self.parts.stats.already_done, 1),
             // Upkeep begins the partition again from its committed offset.
             Delivery::Rewound | Delivery::Dead => {}

@@ -12,6 +12,7 @@ use super::ledger::Batch;
 use super::outbox::Outbox;
 use super::stats::count;
 use super::{client, lookup, native};
+use crate::failpoint::{self, Rule};
 use rdkafka::consumer::{Consumer, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::Producer;
@@ -137,6 +138,7 @@ impl Transactional {
             let mut happened = 0;
             for (part, found) in live.iter().zip(found) {
                 let expected = (part.plan.base, part.plan.metadata.as_bytes());
+                let found = found.filter(|_| Rule::Compare.holds());
                 if found.as_ref().is_some_and(|(base, metadata)| (*base, metadata.as_slice()) == expected) {
                     ledger.committed(part);
                     happened += 1;
@@ -223,11 +225,13 @@ impl Transaction<'_> {
         if let Err(error) = producer.begin_transaction() {
             return Outcome::Doubtful(error.to_string());
         }
+        failpoint::reach("transaction-begun");
         let deadline = Instant::now() + message_timeout;
         let deliveries = match self.outbox.produce(&batch.outputs, deadline) {
             Ok(deliveries) => deliveries,
             Err(failure) => return self.abort(Refusal { code: None, reason: failure.to_string() }),
         };
+        failpoint::reach("outputs-produced");
         if let Err(outcome) =
             self.call(|patience| producer.send_offsets_to_transaction(&offsets, group, patience))
         {
@@ -236,8 +240,12 @@ impl Transaction<'_> {
         if let Err(failure) = deliveries.wait(deadline) {
             return self.abort(Refusal { code: None, reason: failure.to_string() });
         }
+        failpoint::reach("offsets-sent");
         match self.call(|patience| producer.commit_transaction(patience)) {
-            Ok(()) => Outcome::Committed,
+            Ok(()) => {
+                failpoint::reach("transaction-committed");
+                Outcome::Committed
+            }
             Err(outcome) => outcome,
         }
     }

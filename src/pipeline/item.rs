@@ -6,6 +6,7 @@ use super::{
     outcome::{self, Facts},
 };
 use crate::{
+    failpoint::{self, Rule},
     fault::{Disposition, ErrorCode, ItemError, Stage},
     fetch::{FetchError, FetchedImage},
     inference::{ScoreFailure, Scored},
@@ -88,16 +89,20 @@ impl ItemTask {
     async fn finish(&self) -> Result<(), Abandoned> {
         let parts = &self.parts;
         let Ended { end, facts, _lead } = self.work().await?;
-        let stored = match end {
-            End::Stored(stored) => *stored,
-            End::Row(row) => self.write(*row, &facts).await?,
+        let (stored, emitted) = match end {
+            End::Stored(stored) => (*stored, Rule::Reemit.holds()),
+            End::Row(row) => (self.write(*row, &facts).await?, true),
         };
         let revision = parts.service.model().version.preprocess_revision;
         let position = self.record.receipt.position(self.item.index);
-        let staged =
+        let mut staged =
             outcome::stage(&stored, facts, revision, &self.record, position, &self.trace, &parts.routes)?;
         self.observe(&stored);
+        if !emitted {
+            staged.clear();
+        }
         if parts.ledger.complete(&self.record.receipt, self.item.index, staged) {
+            failpoint::reach("output-staged");
             Ok(())
         } else {
             Err(Abandoned::PartitionLost)
@@ -150,6 +155,7 @@ impl ItemTask {
             object.etag = object.etag.or(image.etag);
             object.size = object.size.or(Some(image.size));
         }
+        failpoint::reach("fetched");
         facts.object = Some(object.clone());
         if lead.is_none() {
             match self.claim(ScoreId::derive(&object, model)).await? {
@@ -162,7 +168,10 @@ impl ItemTask {
             self.parts.service.score(&object.to_string(), image.bytes).await
         };
         match scored {
-            Ok(scored) => Ok(self.scored(object, scored, facts, lead)),
+            Ok(scored) => {
+                failpoint::reach("scored");
+                Ok(self.scored(object, scored, facts, lead))
+            }
             Err(ScoreFailure::Rejected { error, version }) => {
                 let error = outcome::named(&object, error);
                 Ok(self.ended(facts, &version, ItemStatus::Rejected, error, lead))
@@ -230,6 +239,7 @@ impl ItemTask {
         loop {
             match self.parts.store.lookup(&[id]).await {
                 Ok(mut rows) => {
+                    failpoint::reach("looked-up");
                     return Ok(rows.remove(&id).filter(|stored| stored.row.status == ItemStatus::Scored));
                 }
                 Err(error) => {

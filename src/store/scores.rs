@@ -1,5 +1,6 @@
 //! Reads and writes of `scores`.
 
+use crate::failpoint;
 use crate::object::ScoreId;
 use crate::score::ItemStatus;
 use crate::store::error::StoreError;
@@ -31,7 +32,6 @@ FROM unnest(
 AS new (
     id, bucket, object_key, version_id, etag, sequencer, model, model_version, status, score, scores,
     distributions, text, error, scored_at, source_topic, source_partition, source_offset, source_item)
-ORDER BY id
 ON CONFLICT (id) DO UPDATE SET
     status = excluded.status, score = excluded.score, scores = excluded.scores,
     distributions = excluded.distributions, text = excluded.text, error = excluded.error,
@@ -246,6 +246,7 @@ async fn insert(
         .bind(columns.item)
         .fetch_all(&mut **transaction)
         .await?;
+    failpoint::reach("row-inserted");
     Ok(written.into_iter().map(|(id,)| ScoreId(id)).collect())
 }
 

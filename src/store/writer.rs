@@ -1,5 +1,6 @@
 //! Rows from many tasks, written together.
 
+use crate::failpoint;
 use crate::fault::Disposition;
 use crate::object::ScoreId;
 use crate::retry::RetrySettings;
@@ -69,6 +70,7 @@ async fn write_all(store: &Store, retry: &RetrySettings, batch: Vec<WriteRequest
         let rows: Vec<ScoreRow> = batch.iter().map(|request| request.row.clone()).collect();
         let error = match store.upsert(&rows).await {
             Ok(stored) => {
+                failpoint::reach("row-durable");
                 backoff.reset();
                 answer(batch, &stored);
                 continue;

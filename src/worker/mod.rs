@@ -29,6 +29,9 @@ const POLL_STALL: Duration = Duration::from_secs(60);
 /// Commit cycles run all the time; this long without a success, scores do not come out.
 const COMMIT_STALL: Duration = Duration::from_secs(30);
 
+/// The answer only refines a setting; it is not worth a long wait.
+const RECORD_LIMIT_PATIENCE: Duration = Duration::from_secs(3);
+
 /// Why the worker stops consuming.
 enum Ending {
     Asked,
@@ -53,7 +56,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
 /// # Errors
 /// As [`run`], and those of `service`.
 pub async fn run_with(
-    config: Config,
+    mut config: Config,
     service: impl Future<Output = Result<ScoringService, WorkerError>>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), WorkerError> {
@@ -65,6 +68,8 @@ pub async fn run_with(
     tracing::info!(%address, "probes and metrics are served");
 
     let (store, fetcher) = connect(&config).await?;
+    // Before any producer is made: what it may send at once is bounded by the same number.
+    config.kafka.max_record_bytes = kafka::admin::record_limit(&config.kafka, RECORD_LIMIT_PATIENCE).await;
     let service = Arc::new(service.await?);
     let model = Arc::clone(service.model());
     tracing::info!(model = model.version.model, version = model.version.version, "the model is ready");

@@ -78,11 +78,6 @@ impl Loader {
         self.sent().inputs.iter().map(|input| input.items.len()).sum()
     }
 
-    /// Everything sent so far.
-    pub fn inputs(&self) -> Vec<Input> {
-        self.sent().inputs.clone()
-    }
-
     /// Puts an object into the bucket.
     pub fn put(&self, key: &str, content: &[u8]) -> Result<Upload> {
         let etag = self.s3.put(&self.bucket, key, content)?;

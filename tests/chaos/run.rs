@@ -233,16 +233,16 @@ impl Run {
         self.folder.join("stand-in.json")
     }
 
+    /// A script for those workers alone that get the returned path as `ROC4MLLM_STAND_IN`.
+    pub fn script(&self, name: &str, behaviour: Value) -> Result<String> {
+        let file = self.folder.join(format!("stand-in-{name}.json"));
+        write_script(&file, behaviour)?;
+        Ok(file.display().to_string())
+    }
+
     /// What the workers' scorer does from its next batch on: the keys of `ROC4MLLM_STAND_IN`'s file.
     pub fn stand_in(&self, behaviour: Value) -> Result<()> {
-        let mut whole = json!({"image_size": 32});
-        if let (Some(whole), Value::Object(behaviour)) = (whole.as_object_mut(), behaviour) {
-            whole.extend(behaviour);
-        }
-        // In one step: workers read it at any time.
-        let staged = self.folder.join("stand-in.json.new");
-        std::fs::write(&staged, whole.to_string())?;
-        Ok(std::fs::rename(staged, self.stand_in_file())?)
+        write_script(&self.stand_in_file(), behaviour)
     }
 
     /// The fault took effect so many times more.
@@ -324,6 +324,12 @@ impl Run {
             lag?;
         }
         Evidence::read(&self.folder)
+    }
+
+    /// Waits until the group has no lag, and leaves the workers running, for claims about them.
+    pub fn settle_running(&mut self) -> Result<()> {
+        let since = *self.healed.get_or_insert_with(Instant::now);
+        self.wait_for_no_lag(since)
     }
 
     fn wait_for_no_lag(&self, since: Instant) -> Result<()> {
@@ -433,6 +439,17 @@ pub fn stillborn(row: &Row, seed: u64, error: &anyhow::Error) -> RunReport {
         complaints: vec![format!("it could not begin: {error:#}")],
         family: row.fault,
     }
+}
+
+fn write_script(file: &Path, behaviour: Value) -> Result<()> {
+    let mut whole = json!({"image_size": 32});
+    if let (Some(whole), Value::Object(behaviour)) = (whole.as_object_mut(), behaviour) {
+        whole.extend(behaviour);
+    }
+    // In one step: workers read it at any time.
+    let staged = file.with_extension("new");
+    std::fs::write(&staged, whole.to_string())?;
+    Ok(std::fs::rename(staged, file)?)
 }
 
 async fn create_database(server: &str, name: &str) -> Result<String> {

@@ -51,7 +51,10 @@ impl WorkerSetup {
             let (section, key) = key.split_once('.').with_context(|| format!("{key} names no section"))?;
             sections.entry(section.to_owned()).or_default().insert(key.to_owned(), value.clone());
         }
-        sections.entry("http".to_owned()).or_default().insert("listen".to_owned(), format!("127.0.0.1:{port}").into());
+        sections
+            .entry("http".to_owned())
+            .or_default()
+            .insert("listen".to_owned(), format!("127.0.0.1:{port}").into());
         Ok(toml::to_string(&sections)?)
     }
 

@@ -161,6 +161,7 @@ pub(super) fn source_consumer(
         .set("session.timeout.ms", settings.session_timeout_ms.to_string())
         .set("heartbeat.interval.ms", settings.heartbeat_interval_ms.to_string())
         .set("max.poll.interval.ms", settings.max_poll_interval_ms.to_string())
+        .set("topic.metadata.refresh.interval.ms", settings.metadata_refresh_ms.to_string())
         .set("queued.min.messages", settings.prefetch_records.to_string())
         .set("queued.max.messages.kbytes", settings.prefetch_kib.to_string());
     create(settings, &config, context)

@@ -136,6 +136,8 @@ pub struct KafkaSettings {
     pub prefetch_kib: u32,
     /// The largest record to produce; detail is left out of larger outputs.
     pub max_record_bytes: u32,
+    /// How often the brokers are asked for new partitions, in milliseconds.
+    pub metadata_refresh_ms: u32,
     /// How often lag is measured.
     pub lag_interval_ms: u64,
 }
@@ -177,6 +179,7 @@ impl Default for KafkaSettings {
             prefetch_records: 1_000,
             prefetch_kib: 4_096,
             max_record_bytes: 1_000_000,
+            metadata_refresh_ms: 30_000,
             lag_interval_ms: 5_000,
         }
     }
@@ -239,6 +242,7 @@ impl KafkaSettings {
             ("commit_interval_ms", self.commit_interval_ms == 0),
             ("commit_outputs", self.commit_outputs == 0),
             ("queue_records", self.queue_records == 0),
+            ("metadata_refresh_ms", self.metadata_refresh_ms == 0),
             ("lag_interval_ms", self.lag_interval_ms == 0),
         ] {
             if zero {

@@ -415,6 +415,28 @@ impl Run {
         let _ = self.runtime.block_on(execute(&self.site.postgres(), statement));
     }
 
+    /// Has the run use another server than the one all runs share; before the first worker.
+    pub fn use_database(&mut self, server: &str) -> Result<()> {
+        let name = self.database.rsplit('/').next().unwrap_or_default().to_owned();
+        self.database = self.runtime.block_on(create_database(server, &name))?;
+        self.postgres_url.clone_from(&self.database);
+        Ok(())
+    }
+
+    /// Whether `rule` is taken away from the run's workers.
+    pub fn breaks(&self, rule: Rule) -> bool {
+        self.rule == Some(rule)
+    }
+
+    /// Dead letters of one class, once the run is settled.
+    pub fn dead_letters_of(&self, class: &str) -> Result<usize> {
+        let letters = Evidence::read(&self.folder)?.dead_letters;
+        let of_class = |letter: &&crate::oracle::Committed| {
+            letter.headers.get("dlq-class").cloned().flatten().as_deref() == Some(class)
+        };
+        Ok(letters.iter().filter(of_class).count())
+    }
+
     /// Runs a statement in the run's database.
     pub fn sql(&self, statement: impl Into<String>) -> Result<()> {
         self.runtime.block_on(execute(&self.database, statement.into()))

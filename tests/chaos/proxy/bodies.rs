@@ -82,3 +82,18 @@ pub fn end_txn_code(body: &[u8]) -> Option<i16> {
 pub fn is_commit(request: &Request) -> bool {
     request.api == api::END_TXN && request.body().last() == Some(&1)
 }
+
+/// Makes the reply to a `Produce` of version 3 or later say `code` of the first partition in it, which
+/// is enough for a transaction.
+pub fn refuse_produce(version: i16, body: &mut [u8], code: i16) {
+    // Strings and arrays are counted in 2 and 4 bytes, from version 9 on in one (of small numbers, plus
+    // one), after the header's tagged fields.
+    let length = |at: usize| body.get(at).map_or(0, |byte| usize::from(*byte));
+    let at = match version {
+        9.. => 3 + length(2).saturating_sub(1) + 1,
+        _ => 4 + 2 + (length(4) << 8 | length(5)) + 4,
+    };
+    if let Some(place) = body.get_mut(at + 4..at + 6) {
+        place.copy_from_slice(&code.to_be_bytes());
+    }
+}

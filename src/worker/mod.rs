@@ -183,6 +183,7 @@ fn checks(
             match &*health.borrow() {
                 Health::Ready(_) => {}
                 Health::Starting => return Err("the model is being loaded".into()),
+                Health::Suspect(reason) => return Err(reason.clone()),
                 Health::Failed(failure) => return Err(failure.to_string()),
             }
             if committing.assigned.load(std::sync::atomic::Ordering::Relaxed) == 0 {

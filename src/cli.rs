@@ -34,6 +34,9 @@ enum Command {
     Score(score_command::ScoreArgs),
     /// Score what Kafka announces: fetch from S3, write to the output topic and to Postgres
     Worker(ConfigArgs),
+    /// Decode and score what a worker suspects; started by the worker alone
+    #[command(hide = true)]
+    QuarantineChild,
     #[cfg(feature = "dev")]
     Demo(roc4mllm::dev::demo::DemoArgs),
     /// Bring the Postgres schema up to date
@@ -121,6 +124,15 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             config.check().map_err(usage)?;
             overrides.install(config.telemetry.clone())?;
             block_on(worker::run(config, termination()))?
+                .map(|()| 0)
+                .map_err(|error| Failure::new(error.exit_code(), error))
+        }
+        Command::QuarantineChild => {
+            let conversation = worker::quarantined::Conversation::begin()
+                .context("only a worker can start this command, and it talks to it in its own way")
+                .map_err(|error| Failure::new(USAGE, error))?;
+            overrides.install(conversation.hello().telemetry.clone())?;
+            block_on(worker::quarantined::run(conversation))?
                 .map(|()| 0)
                 .map_err(|error| Failure::new(error.exit_code(), error))
         }

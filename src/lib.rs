@@ -34,6 +34,7 @@
 //!
 //! - [`model`]: the ROC4MLLM network and everything read from a checkpoint folder; tensors live here only.
 //! - [`inference`]: batches and threads around a [`inference::Scorer`], knowing neither Kafka nor tensors.
+//! - [`quarantine`]: images that may have killed a process, decoded and scored in another one.
 //! - [`image`]: encoded bytes to pixel values, bit-equal with the reference; no tensors, no async.
 //! - [`kafka`], [`fetch`], [`store`]: one outside system each, ignorant of the others.
 //! - [`record`]: the formats on the wire, pure.
@@ -55,6 +56,7 @@ pub mod kafka;
 pub mod model;
 pub mod object;
 pub mod pipeline;
+pub mod quarantine;
 pub mod record;
 pub mod report;
 pub mod retry;

@@ -1,6 +1,7 @@
 //! The real worker binary as a child process, against a real Apache Kafka, an S3 server and Postgres,
 //! scoring with the real network.
 
+mod engine;
 mod support;
 
 use std::{

@@ -3,6 +3,7 @@
 //! The poll thread records deliveries, the pipeline completions, the committer takes what is done.
 //! All of them name an [`Epoch`]; what comes for a dead one is dropped here, and only here.
 
+use super::crash_loop::CrashLoop;
 use super::offsets::{Delivered, PartitionTracker, Plan};
 use super::receipt::{Epoch, Receipt, TopicPartition};
 use crate::failpoint::Rule;
@@ -109,10 +110,12 @@ pub struct Progress {
     pub done_ahead: usize,
     /// Up to where records were delivered or will never be.
     pub position: i64,
-    /// The window is full: nothing more is taken until the base moves.
+    /// Nothing more is taken for now: the window is full, or the holding is not counted yet.
     pub full: bool,
     /// Starts in a row without progress, this one included.
     pub starts: u32,
+    /// Whether records are suspected of having ended them.
+    pub suspicious: bool,
 }
 
 impl Ledger {
@@ -194,6 +197,14 @@ impl Ledger {
         true
     }
 
+    /// Whether the record may be what ended several processes in a row: then decode and score it where
+    /// another end does no harm.
+    pub fn is_suspect(&self, receipt: &Receipt) -> bool {
+        let mut state = self.lock();
+        let tracker = state.tracker_mut(receipt.epoch);
+        tracker.is_some_and(|tracker| tracker.crash_loop().is_suspect(receipt.offset))
+    }
+
     /// Records that are delivered and not finished.
     pub fn in_flight(&self) -> usize {
         let state = self.lock();
@@ -220,8 +231,9 @@ impl Ledger {
                 base: tracker.base(),
                 done_ahead: tracker.done_ahead(),
                 position: tracker.position(),
-                full: tracker.is_full(),
-                starts: tracker.starts(),
+                full: tracker.is_full() || !tracker.is_announced(),
+                starts: tracker.crash_loop().count(),
+                suspicious: tracker.crash_loop().is_suspicious(),
             })
         };
         state.assignments.values().filter_map(progress).collect()
@@ -286,6 +298,18 @@ impl Ledger {
         }
     }
 
+    /// Whether a commit counts the holding, so that its records may be worked on.
+    pub(super) fn is_announced(&self, epoch: Epoch) -> bool {
+        self.lock().tracker_mut(epoch).is_some_and(|tracker| tracker.is_announced())
+    }
+
+    /// Everything that the partition's log holds has been delivered.
+    pub(super) fn reach_end(&self, epoch: Epoch) {
+        if let Some(tracker) = self.lock().tracker_mut(epoch) {
+            tracker.reach_end();
+        }
+    }
+
     pub(super) fn is_full(&self, epoch: Epoch) -> bool {
         self.lock().tracker_mut(epoch).is_some_and(|tracker| tracker.is_full())
     }
@@ -325,12 +349,21 @@ impl Ledger {
 
     /// These epochs' partitions are given up in good order: nobody died of them.
     pub(super) fn settle(&self, epochs: Option<&[Epoch]>) {
+        self.end_holding(epochs, CrashLoop::settle);
+    }
+
+    /// These epochs' partitions are given up with work undone, though nobody has died of them yet.
+    pub(super) fn hand_over(&self, epochs: &[Epoch]) {
+        self.end_holding(Some(epochs), CrashLoop::hand_over);
+    }
+
+    fn end_holding(&self, epochs: Option<&[Epoch]>, end: impl Fn(&mut CrashLoop)) {
         let mut state = self.lock();
         for (epoch, assignment) in &mut state.assignments {
             if epochs.is_none_or(|epochs| epochs.contains(epoch))
                 && let Some(tracker) = &mut assignment.tracker
             {
-                tracker.settle();
+                end(tracker.crash_loop_mut());
             }
         }
     }

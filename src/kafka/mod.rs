@@ -41,6 +41,7 @@ mod client;
 pub mod committer;
 pub mod config;
 mod connection;
+pub mod crash_loop;
 mod error;
 pub mod gate;
 pub mod ledger;

@@ -83,6 +83,26 @@ pub(super) fn make_known<C: ConsumerContext>(consumer: &BaseConsumer<C>, sources
     }
 }
 
+/// The end of a partition's log as its last fetch found it; `None` before the first fetch.
+pub(super) fn cached_end<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    source: &TopicPartition,
+) -> Option<i64> {
+    let topic = CString::new(source.topic.as_bytes()).ok()?;
+    let (mut low, mut high) = (0, -1);
+    // SAFETY: as in `make_known`.
+    let error = unsafe {
+        sys::rd_kafka_get_watermark_offsets(
+            consumer.client().native_ptr(),
+            topic.as_ptr(),
+            source.partition,
+            &mut low,
+            &mut high,
+        )
+    };
+    (error == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR && high >= 0).then_some(high)
+}
+
 /// The group generation that the consumer is a member of now, if it is one.
 ///
 /// Offsets sent to a transaction by a client without a generation pass unfenced, so the committer

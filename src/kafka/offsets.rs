@@ -5,6 +5,7 @@
 //! Consumer), and the next owner of the partition skips those. One slow object then delays neither
 //! the outputs behind it nor makes them repeat after a restart.
 
+use super::crash_loop::CrashLoop;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
@@ -20,7 +21,7 @@ const METADATA_VERSION: u32 = 1;
 /// What the metadata of an offset commit says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CommitMetadata {
-    /// Starts without progress since, counted to notice a record that kills every process.
+    /// Holdings in a row that nothing came of: see [`CrashLoop::count`].
     pub starts: u32,
     /// Finished offsets beyond the committed one.
     pub done: BTreeSet<i64>,
@@ -106,7 +107,7 @@ pub struct Plan {
 ///
 /// A queue of delivered offsets in delivery order, not arithmetic: compaction, transaction markers
 /// and aborted records leave no holes to wait for.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct PartitionTracker {
     slots: VecDeque<Slot>,
     /// One past the last delivered offset, or where reading began.
@@ -115,31 +116,44 @@ pub struct PartitionTracker {
     position: i64,
     /// Read from the last commit: finished, and not delivered again yet.
     skip: BTreeSet<i64>,
-    starts: u32,
+    crash_loop: CrashLoop,
+    /// This holding is counted in a commit.
+    announced: bool,
     committed: Option<(i64, String)>,
 }
 
 impl PartitionTracker {
     /// A tracker for a group that has nothing committed here and begins at `offset`.
     pub fn fresh(offset: i64) -> Self {
-        Self { next: offset, starts: 1, ..Self::default() }
+        Self::begun(offset, CrashLoop::fresh(offset))
     }
 
     /// A tracker that goes on from a commit.
     pub fn resumed(base: i64, metadata: &[u8]) -> Self {
         let read = CommitMetadata::decode(metadata, base);
         Self {
-            next: base,
             skip: read.done,
-            starts: read.starts.saturating_add(1),
             committed: Some((base, String::from_utf8_lossy(metadata).into_owned())),
-            ..Self::default()
+            ..Self::begun(base, CrashLoop::resumed(base, read.starts))
         }
     }
 
     /// A tracker that begins at `offset` whatever was committed: the log was truncated.
     pub fn restarted(offset: i64) -> Self {
-        Self { next: offset, ..Self::default() }
+        // The holding goes on, and has been counted.
+        Self { announced: true, ..Self::begun(offset, CrashLoop::fresh(offset)) }
+    }
+
+    fn begun(next: i64, crash_loop: CrashLoop) -> Self {
+        Self {
+            slots: VecDeque::new(),
+            next,
+            position: 0,
+            skip: BTreeSet::new(),
+            crash_loop,
+            announced: false,
+            committed: None,
+        }
     }
 
     /// Takes note of a record that the consumer returned.
@@ -148,6 +162,7 @@ impl PartitionTracker {
             return Delivered::Rewound;
         }
         self.next = offset + 1;
+        self.crash_loop.deliver(offset);
         // Whatever lies below and was not delivered has been compacted away.
         self.skip = self.skip.split_off(&offset);
         let already = self.skip.remove(&offset);
@@ -155,6 +170,7 @@ impl PartitionTracker {
         self.slots.push_back(Slot { offset, state });
         if already {
             self.pop();
+            self.advance();
             return Delivered::AlreadyDone;
         }
         Delivered::New
@@ -166,26 +182,45 @@ impl PartitionTracker {
         self.position = position;
     }
 
+    /// Everything that the log holds has been delivered. To be told after [`Self::set_position`].
+    pub fn reach_end(&mut self) {
+        self.crash_loop.reach_end();
+        self.advance();
+    }
+
+    /// Lets the crash loop know how far the partition is.
+    fn advance(&mut self) {
+        if self.crash_loop.is_open() {
+            self.crash_loop.advance(self.base());
+        }
+    }
+
     /// All items of the record came to an end. `false` if it isn't pending.
     pub fn finish(&mut self, offset: i64) -> bool {
         match self.slot_mut(offset) {
             Some(slot) if slot.state == State::Pending => {
                 slot.state = State::Done;
-                self.starts = 0;
+                self.advance();
                 true
             }
             _ => false,
         }
     }
 
-    /// The partition is given up in good order, which is progress enough.
-    pub fn settle(&mut self) {
-        self.starts = 0;
+    /// How often the partition was held without anything coming of it.
+    pub fn crash_loop(&self) -> &CrashLoop {
+        &self.crash_loop
     }
 
-    /// Starts in a row without progress, this one included.
-    pub fn starts(&self) -> u32 {
-        self.starts
+    /// As [`Self::crash_loop`], to say how this holding ends.
+    pub fn crash_loop_mut(&mut self) -> &mut CrashLoop {
+        &mut self.crash_loop
+    }
+
+    /// Whether a commit counts this holding. Until then no record may be worked on: one that kills
+    /// the process would go unnoticed.
+    pub fn is_announced(&self) -> bool {
+        self.announced
     }
 
     /// Up to where records were delivered or will never be.
@@ -229,7 +264,7 @@ impl PartitionTracker {
         let within = |offset: i64| offset - base < WINDOW_OFFSETS;
         let ahead = self.slots.iter().filter(|slot| slot.offset > base && slot.state != State::Pending);
         let done: BTreeSet<i64> = ahead.map(|slot| slot.offset).chain(self.skip.iter().copied()).collect();
-        let metadata = CommitMetadata { starts: self.starts, done }.encode(base);
+        let metadata = CommitMetadata { starts: self.crash_loop.count(), done }.encode(base);
         let mut covered = Vec::new();
         for slot in self.slots.iter_mut().filter(|slot| slot.state == State::Done && within(slot.offset)) {
             slot.state = State::Sent;
@@ -243,6 +278,7 @@ impl PartitionTracker {
     /// The commit happened.
     pub fn confirm(&mut self, plan: &Plan) {
         self.resolve(plan, State::Committed);
+        self.announced = true;
         self.committed = Some((plan.base, plan.metadata.clone()));
         self.pop();
     }
@@ -358,12 +394,19 @@ mod tests {
     #[test]
     fn starts_are_counted_until_there_is_progress() {
         let mut tracker = PartitionTracker::resumed(0, b"{\"v\":1,\"s\":2,\"d\":\"\"}");
-        assert_eq!(tracker.starts(), 3);
+        assert_eq!(tracker.crash_loop().count(), 3);
         let plan = tracker.plan().expect("the count has to be committed");
-        assert!(plan.metadata.contains("\"s\":3"));
+        assert!(plan.metadata.contains("\"s\":3") && !tracker.is_announced());
         tracker.confirm(&plan);
+        assert!(tracker.is_announced());
         tracker.deliver(0);
+        tracker.deliver(1);
+        tracker.reach_end();
         tracker.finish(0);
+        assert!(tracker.plan().unwrap().metadata.contains("\"s\":3"), "another may be to blame");
+        tracker.finish(1);
+        assert!(tracker.plan().unwrap().metadata.contains("\"s\":1"));
+        tracker.crash_loop_mut().settle();
         assert!(tracker.plan().unwrap().metadata.contains("\"s\":0"));
     }
 

@@ -34,6 +34,9 @@ const WATCHFUL_POLL: Duration = Duration::from_millis(10);
 const FULL_GRACE: Duration = Duration::from_millis(20);
 /// How often positions are read and epochs are checked.
 const UPKEEP_INTERVAL: Duration = Duration::from_millis(500);
+/// By when a partition has been fetched from, so that what is known of its log's end is not from an
+/// earlier assignment.
+const FIRST_FETCH: Duration = Duration::from_secs(3);
 const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) struct SourceParts {
@@ -68,6 +71,8 @@ struct Partition {
     epoch: Epoch,
     /// Its committed offset is known and has been sought.
     opened: bool,
+    /// Since when a commit counts this holding of it, and its records may come.
+    announced: Option<Instant>,
     /// Its window is full.
     full: bool,
     /// What librdkafka was told last.
@@ -137,7 +142,7 @@ impl Source {
 
     /// Has the committed offset of a partition looked up; until then it stays paused.
     fn begin(&mut self, source: TopicPartition, epoch: Epoch) {
-        let partition = Partition { epoch, opened: false, full: false, paused: true };
+        let partition = Partition { epoch, opened: false, announced: None, full: false, paused: true };
         self.partitions.insert(source.clone(), partition);
         // Fails only if the lookup thread is gone, which nothing but a panic there can cause; then the
         // partition never opens, and the watchdog over progress ends the process.
@@ -158,7 +163,19 @@ impl Source {
             let _ = self.parts.lookups.send(Wanted { source, epoch });
             return;
         }
+        let crash_loop = tracker.crash_loop();
+        if crash_loop.is_suspicious() {
+            tracing::warn!(
+                %source,
+                begin,
+                starts = crash_loop.count(),
+                "processes keep ending while they work on this partition; until it is past the records \
+                 that were in flight, images are decoded and scored in a process of their own"
+            );
+        }
         partition.opened = self.parts.ledger.open(epoch, tracker);
+        // What waits for it is the whole partition.
+        self.parts.requests.send(Request::Due);
         tracing::info!(%source, begin, "reading");
     }
 
@@ -196,6 +213,12 @@ impl Source {
         for partition in self.partitions.values_mut().filter(|partition| partition.full) {
             partition.full = !self.parts.ledger.has_room(partition.epoch);
         }
+        let uncounted = |partition: &&mut Partition| partition.opened && partition.announced.is_none();
+        for partition in self.partitions.values_mut().filter(uncounted) {
+            if self.parts.ledger.is_announced(partition.epoch) {
+                partition.announced = Some(Instant::now());
+            }
+        }
     }
 
     /// Reads positions, which pass control records, and gives partitions whose epoch was ended by a
@@ -218,6 +241,10 @@ impl Source {
             let source = TopicPartition::new(self.intern(entry.topic()), entry.partition());
             if let Some(partition) = self.partitions.get(&source).filter(|partition| partition.opened) {
                 self.parts.ledger.set_position(partition.epoch, position);
+                let fetched = partition.announced.is_some_and(|since| since.elapsed() > FIRST_FETCH);
+                if fetched && native::cached_end(&self.parts.consumer, &source) == Some(position) {
+                    self.parts.ledger.reach_end(partition.epoch);
+                }
             }
         }
     }
@@ -234,7 +261,7 @@ impl Source {
         let (mut pause, mut resume) = (TopicPartitionList::new(), TopicPartitionList::new());
         let mut changed = false;
         for (source, partition) in &mut self.partitions {
-            let wanted = self.halted || partition.full || !partition.opened;
+            let wanted = self.halted || partition.full || partition.announced.is_none();
             if wanted != partition.paused {
                 let list = if wanted { &mut pause } else { &mut resume };
                 list.add_partition(&source.topic, source.partition);
@@ -256,7 +283,7 @@ impl Source {
     fn poll(&mut self) -> Result<(), Fatal> {
         let watchful = self.halted
             || self.aside.is_some()
-            || self.partitions.values().any(|partition| partition.full || !partition.opened);
+            || self.partitions.values().any(|partition| partition.full || partition.announced.is_none());
         let consumer = Arc::clone(&self.parts.consumer);
         match consumer.poll(if watchful { WATCHFUL_POLL } else { IDLE_POLL }) {
             None => Ok(()),

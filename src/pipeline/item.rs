@@ -165,7 +165,11 @@ impl ItemTask {
         }
         let scored = {
             let _stage = self.parts.metrics.enter(Stage::Infer);
-            self.parts.service.score(&object.to_string(), image.bytes).await
+            let name = object.to_string();
+            match self.parts.ledger.is_suspect(&self.record.receipt) {
+                true => self.parts.quarantine.score(&name, image.bytes).await,
+                false => self.parts.service.score(&name, image.bytes).await,
+            }
         };
         match scored {
             Ok(scored) => {

@@ -22,6 +22,7 @@ use crate::{
     fetch::Fetcher,
     inference::ScoringService,
     kafka::{ConsumedRecord, Ledger},
+    quarantine::Quarantine,
     record::{input, trace::TraceContext},
     retry::RetrySettings,
     store::{Store, WriteRequest},
@@ -37,6 +38,8 @@ pub struct Parts {
     pub ledger: Arc<Ledger>,
     pub fetcher: Fetcher,
     pub service: Arc<ScoringService>,
+    /// Where images go that may have ended a process before.
+    pub quarantine: Arc<Quarantine>,
     pub store: Store,
     /// Rows to be written in batches.
     pub writer: mpsc::Sender<WriteRequest>,

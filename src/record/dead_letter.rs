@@ -18,7 +18,7 @@ pub enum DeadLetterClass {
     Rejected,
     /// A passing fault that outlasted its deadline: worth putting back.
     Dead,
-    /// It kills the process that works on it.
+    /// The model or the process that works on it falls over it.
     Poison,
 }
 

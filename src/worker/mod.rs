@@ -3,6 +3,7 @@
 mod error;
 mod model;
 mod probe;
+pub mod quarantined;
 mod samples;
 
 pub use error::{UNAVAILABLE, WorkerError};
@@ -15,6 +16,7 @@ use crate::{
     inference::{Health, ScoringService},
     kafka::{self, Connection, KafkaStats, Stalled},
     pipeline::{Admission, Parts, Pipeline, Routes},
+    quarantine::{Hello, Quarantine},
     store::{self, Store},
     telemetry::metrics::Metrics,
 };
@@ -47,7 +49,7 @@ enum Ending {
 /// # Errors
 /// [`WorkerError`], whose exit code says what failed.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), WorkerError> {
-    let service = model::load(config.clone()).boxed();
+    let service = model::load(config.model.clone(), config.image.clone(), config.inference.clone()).boxed();
     run_with(config, service, shutdown).await
 }
 
@@ -75,6 +77,15 @@ pub async fn run_with(
     let version = Arc::clone(&service.model().version);
     tracing::info!(model = version.model, version = version.version, "the model is ready");
     metrics.serve_model(&version);
+    let quarantine = Quarantine::new(
+        Hello {
+            model: config.model.clone(),
+            image: config.image.clone(),
+            inference: config.inference.clone(),
+            telemetry: config.telemetry.clone(),
+        },
+        version,
+    );
 
     let Connection { records, ledger, gate: _gate, stats, fatal, control } = kafka::connect(&config.kafka)?;
     let admission = Arc::new(Admission::new(&config.pipeline));
@@ -89,6 +100,7 @@ pub async fn run_with(
         ledger: Arc::clone(&ledger),
         fetcher,
         service: Arc::clone(&service),
+        quarantine: Arc::clone(&quarantine),
         store: store.clone(),
         writer,
         admission: Arc::clone(&admission),
@@ -105,12 +117,14 @@ pub async fn run_with(
     });
     let pipeline = tokio::spawn(pipeline.run(records));
     metrics.sample(samples::all(&service, &stats, &ledger, &admission));
+    metrics.sample(samples::quarantine(&quarantine, &ledger));
     probes.set(checks(&metrics, &stats, &ledger, service.health()));
     tracing::info!(topics = ?config.kafka.input_topics, group = config.kafka.group, "consuming");
 
     let ending = tokio::select! {
         () = shutdown => Ending::Asked,
         failure = engine_failed(service.health()) => Ending::Failed(failure),
+        failure = quarantine.failed() => Ending::Failed(failure.into()),
         failure = consumer_failed(fatal) => Ending::Failed(failure),
     };
     let patience = match &ending {
@@ -137,7 +151,8 @@ pub async fn run_with(
     match ending {
         Ending::Failed(failure) => Err(failure),
         Ending::Asked => {
-            if drained.closed {
+            // A model that did not finish in time may hang, and cannot be waited for.
+            if drained.closed && drained.unfinished == 0 {
                 service.shut_down().await;
                 store.close().await;
             }

@@ -4,6 +4,7 @@ use crate::{
     inference::{ScoringService, metrics::BATCH_SIZE_BOUNDS},
     kafka::{KafkaStats, Ledger},
     pipeline::Admission,
+    quarantine::Quarantine,
     telemetry::metrics::{Sample, Sampled},
 };
 use std::sync::{Arc, atomic::AtomicU64, atomic::Ordering};
@@ -107,6 +108,24 @@ fn kafka(stats: &Arc<KafkaStats>, ledger: &Arc<Ledger>) -> Vec<Sampled> {
                 )
             }),
         },
+    ]
+}
+
+/// What is kept away from this process, and why.
+pub(super) fn quarantine(quarantine: &Arc<Quarantine>, ledger: &Arc<Ledger>) -> Vec<Sampled> {
+    let (images, deaths, ledger) = (Arc::clone(quarantine), Arc::clone(quarantine), Arc::clone(ledger));
+    vec![
+        total("quarantine_images", "Suspected images that came to an end in a child process", move || {
+            images.metrics().images.get() as f64
+        }),
+        total("quarantine_deaths", "Child processes that ended over an image", move || {
+            deaths.metrics().deaths.get() as f64
+        }),
+        level(
+            "partitions_quarantined",
+            "Partitions whose records are suspected of killing workers",
+            move || ledger.progress().iter().filter(|progress| progress.suspicious).count() as f64,
+        ),
     ]
 }
 

@@ -6,7 +6,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::producer::{BaseProducer, Producer};
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
-use roc4mllm::dev::{MockKafka, TestKafka};
+use roc4mllm::dev::{self, MockKafka, TestKafka};
 use roc4mllm::kafka::producer::RecordProducer;
 use roc4mllm::kafka::{
     self, Connection, ConsumedRecord, Delivery, Drained, Error, KafkaSettings, StagedRecord, admin,
@@ -426,6 +426,9 @@ async fn a_refused_commit_is_repeated_without_repeating_outputs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_members_share_the_partitions_and_lose_nothing() {
+    if dev::skip_without_kafka() {
+        return;
+    }
     let setup = Setup::real(4).await;
     setup.write(0..100).await;
     let first = Worker::start(&setup, Duration::from_millis(2));
@@ -444,6 +447,9 @@ async fn two_members_share_the_partitions_and_lose_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fenced_producer_is_replaced_and_every_output_is_there_once() {
+    if dev::skip_without_kafka() {
+        return;
+    }
     let mut setup = Setup::real(2).await;
     setup.settings.transactional_id = Some(format!("id-{}", Uuid::new_v4().simple()));
     setup.write(0..1_000).await;
@@ -479,6 +485,9 @@ const CHILD: &str = "ROC4MLLM_KAFKA_TEST_CHILD";
 async fn a_killed_worker_leaves_every_output_exactly_once() {
     if let Ok(settings) = std::env::var(CHILD) {
         return work_until_killed(serde_json::from_str(&settings).unwrap()).await;
+    }
+    if dev::skip_without_kafka() {
+        return;
     }
     let mut setup = Setup::real(3).await;
     setup.settings.transactional_id = Some(format!("id-{}", Uuid::new_v4().simple()));
@@ -528,6 +537,9 @@ async fn a_broker_that_is_not_there_is_named_within_the_deadline() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_topic_is_named_with_its_setting() {
+    if dev::skip_without_kafka() {
+        return;
+    }
     let mut setup = Setup::real(2).await;
     let settings = setup.settings.clone();
     let probe = tokio::task::spawn_blocking(move || admin::probe(&settings, PATIENCE));

@@ -15,6 +15,9 @@ const WITHIN: Duration = Duration::from_secs(240);
 /// 1,000 records in every envelope, SIGKILL in the middle, and every score once.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_worker_scores_every_item_exactly_once() {
+    if roc4mllm::dev::skip_without_kafka() {
+        return;
+    }
     let stack = Stack::start(6).await;
     let expected = support::score_images(&stack.checkpoint(), &stack.images());
     let uploads = stack.upload(&expected, RECORDS + RECORDS / 4).await;
@@ -78,6 +81,9 @@ fn uploads_used(items: &HashMap<(i32, i64, u32), &Uploaded>) -> usize {
 /// What cannot be scored ends in a row, an output and a dead letter, and holds up nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_records_end_in_dead_letters_and_the_rest_is_scored() {
+    if roc4mllm::dev::skip_without_kafka() {
+        return;
+    }
     let stack = Stack::start(1).await;
     let expected = support::score_images(&stack.checkpoint(), &stack.images());
     let uploads = stack.upload(&expected, 3).await;
@@ -137,6 +143,9 @@ async fn bad_records_end_in_dead_letters_and_the_rest_is_scored() {
 /// Readiness, liveness and metrics as an operator's tools see them.
 #[tokio::test(flavor = "multi_thread")]
 async fn probes_and_metrics_follow_the_work() {
+    if roc4mllm::dev::skip_without_kafka() {
+        return;
+    }
     let stack = Stack::start(1).await;
     let expected = support::score_images(&stack.checkpoint(), &stack.images());
     let uploads = stack.upload(&expected, 2).await;
@@ -163,6 +172,9 @@ async fn probes_and_metrics_follow_the_work() {
 /// A dependency that is not there ends the start within its deadline, by name.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unreachable_dependency_is_named_within_the_deadline() {
+    if roc4mllm::dev::skip_without_kafka() {
+        return;
+    }
     let stack = Stack::start(1).await;
     for (key, value, named) in [
         ("kafka.brokers", "127.0.0.1:1", "127.0.0.1:1"),

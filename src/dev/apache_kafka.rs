@@ -50,6 +50,12 @@ impl ApacheKafka {
         if in_sources.is_dir() { in_sources } else { PathBuf::from(".deps/kafka/libs") }
     }
 
+    /// Whether the broker's jars are in `libraries`.
+    pub fn is_laid_out(libraries: &Path) -> bool {
+        fs::read_dir(libraries)
+            .is_ok_and(|mut jars| jars.any(|jar| jar.is_ok_and(|jar| is_broker_jar(&jar.path()))))
+    }
+
     /// Formats a log folder and starts the broker from the jars in `libraries`: about 5 s.
     /// Blocks the thread.
     pub fn start(libraries: &Path) -> Result<Self, DevError> {
@@ -69,9 +75,7 @@ impl ApacheKafka {
         second: Option<SecondListener>,
         further: &str,
     ) -> Result<Self, DevError> {
-        let has_broker = fs::read_dir(libraries)
-            .is_ok_and(|mut jars| jars.any(|jar| jar.is_ok_and(|jar| is_broker_jar(&jar.path()))));
-        if !has_broker {
+        if !Self::is_laid_out(libraries) {
             return Err(DevError::Absent {
                 part: PART,
                 what: "its jars in .deps/kafka/libs",

@@ -19,7 +19,9 @@ pub use child::ManagedChild;
 pub use mock_kafka::MockKafka;
 pub use postgres::Postgres;
 pub use s3::{Fault, S3Server};
-pub use test_servers::{TestDatabase, TestKafka, TestS3, client as s3_client, put as s3_put};
+pub use test_servers::{
+    TestDatabase, TestKafka, TestS3, client as s3_client, put as s3_put, skip_without_kafka,
+};
 
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};

@@ -145,6 +145,28 @@ impl TestKafka {
     }
 }
 
+/// Whether the calling test is to leave it at that, because no Apache Kafka can be had and
+/// `ALLOW_SKIP=1` says to go on without. The skip is put down in the file that `ROC4MLLM_SKIPPED`
+/// names; without `ALLOW_SKIP` such a test fails at its broker instead.
+pub fn skip_without_kafka() -> bool {
+    let allowed = std::env::var("ALLOW_SKIP").is_ok_and(|value| value == "1");
+    let libraries = ApacheKafka::default_libraries();
+    if !allowed || configured("ROC4MLLM_TEST_KAFKA").is_some() || ApacheKafka::is_laid_out(&libraries) {
+        return false;
+    }
+    let current = thread::current();
+    let line =
+        format!("{}: no Apache Kafka in {}\n", current.name().unwrap_or("a test"), libraries.display());
+    let noted = configured("ROC4MLLM_SKIPPED").map(|path| {
+        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
+        std::io::Write::write_all(&mut file, line.as_bytes())
+    });
+    if !matches!(noted, Some(Ok(()))) {
+        eprint!("skipped {line}");
+    }
+    true
+}
+
 /// A bucket of its own in an S3 server.
 pub struct TestS3 {
     endpoint: String,

@@ -2,6 +2,7 @@
 
 use super::client::{self, Context};
 use super::{Error, KafkaSettings};
+use rdkafka::admin::{AdminOptions, ConfigResource, ResourceSpecifier};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{IsError, RDKafkaErrorCode};
 use std::time::{Duration, Instant};
@@ -11,6 +12,14 @@ const ATTEMPT: Duration = Duration::from_secs(2);
 /// A topic that was just created is unknown to some brokers for a moment.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 const CREATION_GRACE: Duration = Duration::from_secs(1);
+
+/// The topic configuration that bounds a batch of records, in bytes.
+const TOPIC_LIMIT: &str = "max.message.bytes";
+/// What the record batch format adds around a record, with room to spare.
+const BATCH_OVERHEAD: u32 = 128;
+
+/// librdkafka takes no lower limit for a producer.
+const SMALLEST_LIMIT: u32 = 1000;
 
 /// A topic that exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +43,32 @@ pub fn probe(settings: &KafkaSettings, deadline: Duration) -> Result<Vec<TopicIn
         found.push(describe(settings, &client, setting, topic, begun, deadline)?);
     }
     Ok(found)
+}
+
+/// The largest record that every topic that is written to takes, in bytes: the smaller of
+/// `kafka.max_record_bytes` and the topics' own limits. A broker that does not say, or may not be
+/// asked, leaves the setting.
+pub async fn record_limit(settings: &KafkaSettings, deadline: Duration) -> u32 {
+    let topics = [settings.output_topic.as_str(), settings.dead_letter_topic.as_str()];
+    let asked = topics.map(ResourceSpecifier::Topic);
+    let options = AdminOptions::new().request_timeout(Some(deadline));
+    let answers = match client::admin_client(settings) {
+        Ok(admin) => admin.describe_configs(&asked, &options).await,
+        Err(error) => Err(error),
+    };
+    let answers = answers.unwrap_or_else(|error| {
+        tracing::debug!(%error, "the topics' limits are unknown; kafka.max_record_bytes counts alone");
+        Vec::new()
+    });
+    let stated = |resource: &ConfigResource| {
+        let entry = resource.entries.iter().find(|entry| entry.name == TOPIC_LIMIT)?;
+        entry.value.as_deref()?.parse::<u32>().ok()
+    };
+    let limits = answers.iter().flatten().filter_map(stated);
+    limits
+        .map(|limit| limit.saturating_sub(BATCH_OVERHEAD))
+        .fold(settings.max_record_bytes, u32::min)
+        .max(SMALLEST_LIMIT)
 }
 
 /// How many partitions a topic has, or `None` if it doesn't exist; blocks.

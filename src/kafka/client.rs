@@ -8,10 +8,11 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rdkafka::ClientConfig;
 use rdkafka::ClientContext;
+use rdkafka::admin::AdminClient;
 use rdkafka::client::OAuthToken;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, ConsumerContext};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -190,6 +191,11 @@ pub(super) fn serve(consumer: &BaseConsumer<Context>, time: Duration) {
 pub(super) fn probe_client(settings: &KafkaSettings) -> Result<BaseConsumer<Context>, Error> {
     let config = base_config(settings, ClientRole::Probe);
     create(settings, &config, Context::new(ClientRole::Probe, settings))
+}
+
+/// A client that asks for the configuration of topics.
+pub(super) fn admin_client(settings: &KafkaSettings) -> KafkaResult<AdminClient<Context>> {
+    base_config(settings, ClientRole::Probe).create_with_context(Context::new(ClientRole::Probe, settings))
 }
 
 /// The configuration of a producer; transactional only for the committer of that mode.

@@ -84,6 +84,14 @@ impl FromStr for Device {
     }
 }
 
+/// Whether this processor multiplies bfloat16 itself; else libtorch converts every operand.
+pub fn has_bf16_instructions() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    true
+}
+
 /// The element type that the model computes in. Written `auto`, `f32`, `bf16` or `f16`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

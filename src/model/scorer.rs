@@ -3,6 +3,7 @@
 use super::{
     checkpoint::Checkpoint,
     decode::{EmbeddedPrompt, Generated, GreedyOptions, generate},
+    device::has_bf16_instructions,
     error::{ModelError, first_line},
     family::Family,
     mplug_owl2::MplugOwl2,
@@ -58,6 +59,12 @@ impl TorchScorer {
         let config = checkpoint.config();
         let score = config.score.clone().ok_or_else(|| ModelError::NoScoreTokens { checkpoint: named() })?;
         let kind = settings.dtype.resolve(checkpoint.stored_kind(), device);
+        if kind == Kind::BFloat16 && device == tch::Device::Cpu && !has_bf16_instructions() {
+            tracing::warn!(
+                "this processor has no bf16 instructions and may be tens of times slower in bf16 than in f32; \
+                 --dtype f32 (model.dtype) is the faster choice here, for twice the memory"
+            );
+        }
         let tokenizer = Tokenizer::open(folder)?;
         let prompt = PromptTokens::of_choice(&settings.prompt, &tokenizer)?;
         let positions = prompt.positions(config.image_positions().unsigned_abs() as usize) as u64;

@@ -55,7 +55,7 @@ pub struct Routes {
     pub output_topic: Arc<str>,
     pub dead_letter_topic: Arc<str>,
     pub group: String,
-    /// An output above this many bytes sheds detail.
+    /// An output above this many bytes sheds detail, a dead letter points at its original.
     pub max_record_bytes: usize,
 }
 

@@ -72,7 +72,7 @@ pub(super) fn stage(
             worker_version: env!("CARGO_PKG_VERSION"),
             model_version: &row.model_version,
         };
-        let letter = dead_letter(original, &cause);
+        let letter = dead_letter(original, &cause, routes.max_record_bytes);
         staged.push(StagedRecord { topic: Arc::clone(&routes.dead_letter_topic), record: letter });
     }
     Ok(staged)

@@ -8,6 +8,9 @@ const PREFIX: &str = "dlq-";
 /// How often a record has been put back.
 pub const REDRIVE_COUNT_HEADER: &str = "dlq-redrive-count";
 
+/// Set to `origin` where the original was too large to be carried: it lies where `dlq-origin-*` says.
+pub const POINTER_HEADER: &str = "dlq-pointer";
+
 /// What kind of end the item came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DeadLetterClass {
@@ -54,8 +57,20 @@ pub struct Cause<'a> {
 
 /// The dead letter for one bad item: original key, bytes and headers, plus `dlq-*` headers.
 ///
-/// `dlq-*` headers of an earlier round are replaced; only the redrive count goes on.
-pub fn dead_letter(original: Original<'_>, cause: &Cause<'_>) -> WireRecord {
+/// `dlq-*` headers of an earlier round are replaced; only the redrive count goes on. Where the whole
+/// would be larger than `limit` bytes, the letter points at the original instead of carrying it.
+pub fn dead_letter(original: Original<'_>, cause: &Cause<'_>, limit: usize) -> WireRecord {
+    let whole = whole(original, cause);
+    if whole.encoded_len() <= limit {
+        return whole;
+    }
+    let mut headers = whole.headers;
+    headers.retain(|header| header.name.starts_with(PREFIX));
+    headers.push(Header::new(POINTER_HEADER, "origin"));
+    WireRecord { key: None, payload: None, headers }
+}
+
+fn whole(original: Original<'_>, cause: &Cause<'_>) -> WireRecord {
     let mut headers: Vec<Header> =
         original.headers.iter().filter(|header| !header.name.starts_with(PREFIX)).cloned().collect();
     let Position { topic, partition, offset, item } = cause.position;
@@ -120,17 +135,32 @@ mod tests {
         ];
         let original = Original { key: Some(&[0, 1]), payload: Some(&[0xff]), headers: &headers };
         let error = ItemError::new(ErrorCode::MalformedEvent, Stage::Parse, "no JSON");
-        let letter = dead_letter(original, &cause(&error, &position(0)));
+        let letter = dead_letter(original, &cause(&error, &position(0)), usize::MAX);
         assert_eq!(letter.key, Some(vec![0, 1]));
         assert_eq!(letter.payload, Some(vec![0xff]));
         assert_eq!(letter.headers[..2], headers[..]);
     }
 
     #[test]
+    fn a_letter_above_the_limit_points_at_the_original() {
+        let payload = vec![b'x'; 50_000];
+        let headers = vec![Header::new("mine", vec![b'y'; 20_000])];
+        let original = Original { key: Some(&payload), payload: Some(&payload), headers: &headers };
+        let error = ItemError::new(ErrorCode::MalformedEvent, Stage::Parse, "no JSON");
+        let letter = dead_letter(original, &cause(&error, &position(0)), 10_000);
+        assert!(letter.encoded_len() < 10_000);
+        assert_eq!((&letter.key, &letter.payload), (&None, &None));
+        assert_eq!(header_text(&letter.headers, POINTER_HEADER), Some("origin"));
+        assert_eq!(header_text(&letter.headers, "dlq-origin-offset"), Some("40"));
+        let carried = dead_letter(original, &cause(&error, &position(0)), 200_000);
+        assert_eq!(header_text(&carried.headers, POINTER_HEADER), None);
+    }
+
+    #[test]
     fn every_documented_header_is_there_once() {
         let error = ItemError::new(ErrorCode::ImageTruncated, Stage::Decode, "a.jpg: ends early");
         let original = Original { key: None, payload: Some(b"{}"), headers: &[] };
-        let letter = dead_letter(original, &cause(&error, &position(3)));
+        let letter = dead_letter(original, &cause(&error, &position(3)), usize::MAX);
         for (name, value) in [
             ("dlq-class", "rejected"),
             ("dlq-code", "image_truncated"),
@@ -156,12 +186,12 @@ mod tests {
     fn a_second_round_replaces_the_first_and_keeps_the_count() {
         let error = ItemError::new(ErrorCode::ImageTruncated, Stage::Decode, "first");
         let original = Original { key: None, payload: Some(b"{}"), headers: &[] };
-        let mut once = dead_letter(original, &cause(&error, &position(0)));
+        let mut once = dead_letter(original, &cause(&error, &position(0)), usize::MAX);
         once.headers.retain(|header| header.name != REDRIVE_COUNT_HEADER);
         once.headers.push(Header::new(REDRIVE_COUNT_HEADER, "2"));
         let again = ItemError::new(ErrorCode::Unsupported, Stage::Decode, "second");
         let original = Original { key: None, payload: Some(b"{}"), headers: &once.headers };
-        let twice = dead_letter(original, &cause(&again, &position(0)));
+        let twice = dead_letter(original, &cause(&again, &position(0)), usize::MAX);
         assert_eq!(header_text(&twice.headers, "dlq-message"), Some("second"));
         assert_eq!(redrive_count(&twice.headers), 2);
         assert_eq!(twice.headers.len(), once.headers.len());
@@ -174,7 +204,7 @@ mod tests {
             {"eventName":"ObjectCreated:Put","s3":{"bucket":{"name":"b"},"object":{"key":"bad.jpg"}}}]}"#;
         let error = ItemError::new(ErrorCode::ImageTruncated, Stage::Decode, "ends early");
         let original = Original { key: None, payload: Some(payload), headers: &[] };
-        let letter = dead_letter(original, &cause(&error, &position(1)));
+        let letter = dead_letter(original, &cause(&error, &position(1)), usize::MAX);
         let parsed = parse(letter.payload.as_deref(), &letter.headers, &[]);
         assert_eq!(parsed.items.len(), 1);
         assert_eq!(parsed.items[0].index, 1);

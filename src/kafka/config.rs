@@ -224,7 +224,10 @@ impl KafkaSettings {
         if let Some((setting, topic)) = backfill
             && self.input_topics.iter().any(|input| input == topic)
         {
-            return bad(setting, format!("{topic:?} is one of input_topics; live uploads go before it, so use another"));
+            return bad(
+                setting,
+                format!("{topic:?} is one of input_topics; live uploads go before it, so use another"),
+            );
         }
         if self.message_timeout_ms >= self.transaction_timeout_ms {
             return bad(

@@ -165,7 +165,9 @@ impl TopicReader {
             if begun.elapsed() > self.patience {
                 let last = self.consumer.client().context().last_error();
                 let reason = trouble.or(last).unwrap_or_else(|| "a transaction stays open".into());
-                return Err(self.failed(format!("nothing came for {} s ({reason})", begun.elapsed().as_secs())));
+                return Err(
+                    self.failed(format!("nothing came for {} s ({reason})", begun.elapsed().as_secs()))
+                );
             }
         }
         Ok(None)

@@ -69,8 +69,7 @@ pub(super) fn verdict(error: &KafkaError) -> Verdict {
 
 /// Makes a producer and has it end whatever an earlier one of the same transactional id left.
 pub(super) fn open_producer(settings: &KafkaSettings) -> Result<Outbox, Trouble> {
-    let outbox =
-        Outbox::new(settings, ClientRole::Committer).map_err(|error| Trouble(error.to_string()))?;
+    let outbox = Outbox::new(settings, ClientRole::Committer).map_err(|error| Trouble(error.to_string()))?;
     let deadline = Instant::now() + settings.socket_timeout();
     while let Err(error) = outbox.producer().init_transactions(remaining(deadline)) {
         if matches!(verdict(&error), Verdict::Retry) && Instant::now() < deadline {

@@ -221,6 +221,7 @@ impl Source {
         let backfills: Vec<Epoch> =
             self.partitions.values().filter(|partition| partition.backfill).map(|p| p.epoch).collect();
         if backfills.is_empty() {
+            self.parts.stats.backfill_paused.store(false, Ordering::Relaxed);
             return;
         }
         let load = Load {
@@ -228,6 +229,7 @@ impl Source {
             backfill_in_flight: self.parts.ledger.in_flight_of(&backfills),
         };
         self.backfill_open = self.backfill.is_open(Instant::now(), load);
+        self.parts.stats.backfill_paused.store(!self.backfill_open, Ordering::Relaxed);
     }
 
     /// Records of live partitions that were not read yet. A partition that is not opened counts as one

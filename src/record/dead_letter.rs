@@ -129,9 +129,12 @@ pub struct Label {
     pub class: DeadLetterClass,
     /// As written by the release that wrote it, which may know more codes than this one.
     pub code: String,
-    pub origin_topic: String,
-    pub item: u32,
+    /// Where the record, and which item of it, was read.
+    pub origin: Position,
     pub redrive_count: u32,
+    /// The letter does not carry the original: it lies where `origin` says, unless retention has
+    /// deleted it.
+    pub points: bool,
 }
 
 /// Why a record can't be put back as a dead letter.
@@ -151,28 +154,36 @@ impl Label {
         let text = |header: &'static str| {
             header_text(headers, &format!("{PREFIX}{header}")).ok_or(NoDeadLetter { header })
         };
+        fn parsed<T: FromStr>(header: &'static str, text: &str) -> Result<T, NoDeadLetter> {
+            text.parse().map_err(|_| NoDeadLetter { header })
+        }
         let redrive_count = match header_text(headers, REDRIVE_COUNT_HEADER) {
-            Some(count) => count.parse().map_err(|_| NoDeadLetter { header: "redrive-count" })?,
+            Some(count) => parsed("redrive-count", count)?,
             None => 0,
         };
         Ok(Self {
-            class: text("class")?.parse().map_err(|_| NoDeadLetter { header: "class" })?,
+            class: parsed("class", text("class")?)?,
             code: text("code")?.to_owned(),
-            origin_topic: text("origin-topic")?.to_owned(),
-            item: text("item")?.parse().map_err(|_| NoDeadLetter { header: "item" })?,
+            origin: Position {
+                topic: text("origin-topic")?.to_owned(),
+                partition: parsed("origin-partition", text("origin-partition")?)?,
+                offset: parsed("origin-offset", text("origin-offset")?)?,
+                item: parsed("item", text("item")?)?,
+            },
             redrive_count,
+            points: header_text(headers, POINTER_HEADER).is_some(),
         })
     }
 }
 
-/// The record to put back: original key, bytes and headers, the item that it is for, and the redrive
-/// count one higher.
-pub fn redriven(letter: &WireRecord, label: &Label) -> WireRecord {
+/// The record to put back: the key, bytes and headers of `original`, which is the letter itself unless it
+/// points; the item that it is for; and the redrive count one higher.
+pub fn redriven(original: &WireRecord, label: &Label) -> WireRecord {
     let mut headers: Vec<Header> =
-        letter.headers.iter().filter(|header| !header.name.starts_with(PREFIX)).cloned().collect();
-    headers.push(Header::new(ITEM_HEADER, label.item.to_string()));
+        original.headers.iter().filter(|header| !header.name.starts_with(PREFIX)).cloned().collect();
+    headers.push(Header::new(ITEM_HEADER, label.origin.item.to_string()));
     headers.push(Header::new(REDRIVE_COUNT_HEADER, label.redrive_count.saturating_add(1).to_string()));
-    WireRecord { key: letter.key.clone(), payload: letter.payload.clone(), headers }
+    WireRecord { key: original.key.clone(), payload: original.payload.clone(), headers }
 }
 
 /// How often the record has been put back already; an unreadable count is none.
@@ -229,6 +240,7 @@ mod tests {
         assert_eq!((&letter.key, &letter.payload), (&None, &None));
         assert_eq!(header_text(&letter.headers, POINTER_HEADER), Some("origin"));
         assert_eq!(header_text(&letter.headers, "dlq-origin-offset"), Some("40"));
+        assert!(Label::read(&letter.headers).unwrap().points);
         let carried = dead_letter(original, &cause(&error, &position(0)), 200_000);
         assert_eq!(header_text(&carried.headers, POINTER_HEADER), None);
     }
@@ -294,10 +306,10 @@ mod tests {
                 payload: record.payload.as_deref(),
                 headers: &record.headers,
             };
-            let letter = dead_letter(original, &cause(&error, &position(4)));
+            let letter = dead_letter(original, &cause(&error, &position(4)), usize::MAX);
             let label = Label::read(&letter.headers).unwrap();
-            assert_eq!((label.item, label.redrive_count), (4, round - 1));
-            assert_eq!((label.origin_topic.as_str(), label.code.as_str()), ("uploads", "retry_exhausted"));
+            assert_eq!((&label.origin, label.redrive_count, label.points), (&position(4), round - 1, false));
+            assert_eq!((label.class, label.code.as_str()), (DeadLetterClass::Rejected, "retry_exhausted"));
             record = redriven(&letter, &label);
             assert_eq!((&record.key, &record.payload), (&first.key, &first.payload));
             assert_eq!(record.headers[..2], first.headers[..]);

@@ -11,12 +11,15 @@ use crate::kafka::batch_writer::{BatchWriter, CommitOffset, committed_offsets, s
 use crate::kafka::reader::{ReadRecord, Span, Start, TopicReader, spans};
 use crate::kafka::{KafkaSettings, StagedRecord, TopicPartition};
 use crate::record::dead_letter::{DeadLetterClass, Label, redriven};
+use crate::record::{Position, WireRecord};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use time::OffsetDateTime;
 
 /// How often one record may be put back.
 pub const MAX_REDRIVES: u32 = 3;
+/// The highest limit that librdkafka takes for a producer.
+const LARGEST_RECORD: u32 = 1_000_000_000;
 /// Letters in one transaction at most, and their bytes.
 const BATCH_LETTERS: usize = 500;
 const BATCH_BYTES: usize = 4 << 20;
@@ -28,7 +31,11 @@ const BATCH_BYTES: usize = 4 << 20;
 /// before is committed, and a further run goes on behind it.
 pub fn run(settings: &KafkaSettings, args: &RedriveArgs) -> Result<Report, RecoveryError> {
     settings.check()?;
-    let own = settings_of_command(settings, "redrive");
+    let own = KafkaSettings {
+        // What goes back fitted its topic before, whatever limit workers keep for what they write.
+        max_record_bytes: LARGEST_RECORD,
+        ..settings_of_command(settings, "redrive")
+    };
     // First, so that no other run commits anything after the offsets have been read.
     let writer = if args.dry_run { None } else { Some(BatchWriter::open(&own)?) };
     let spans = spans(settings, &settings.dead_letter_topic, Start::Beginning)?;
@@ -52,6 +59,7 @@ pub fn run(settings: &KafkaSettings, args: &RedriveArgs) -> Result<Report, Recov
         partitions.insert(span.source, Partition { pending, committed, scanned: from, to: span.to });
     }
     let mut redrive = Redrive {
+        settings: settings.clone(),
         filter: Filter::new(settings, args),
         partitions,
         batch: Vec::new(),
@@ -83,6 +91,7 @@ struct Partition {
 }
 
 struct Redrive {
+    settings: KafkaSettings,
     filter: Filter,
     partitions: BTreeMap<TopicPartition, Partition>,
     batch: Vec<(Arc<StagedRecord>, String)>,
@@ -114,6 +123,16 @@ impl Redrive {
             Judgement::Left(reason) => self.report.left(reason),
             Judgement::Refused { reason, detail } => self.report.refuse(reason, name, detail),
             Judgement::PutBack { label, kind } => {
+                let original = match label.points {
+                    true => read_original(&self.settings, &label.origin)?,
+                    false => Some(letter.record.clone()),
+                };
+                let Some(original) = original else {
+                    let Position { topic, partition, offset, .. } = label.origin;
+                    let detail = format!("it only points at {topic}[{partition}]@{offset}, which is deleted");
+                    self.report.refuse("original deleted", name, detail);
+                    return Ok(());
+                };
                 let before = partition.pending.clone();
                 partition.pending.finish(offset, offset + 1);
                 if !partition.pending.fits() {
@@ -123,17 +142,26 @@ impl Redrive {
                     self.report.refuse("no room to note it", name, detail);
                     return Ok(());
                 }
-                let record = redriven(&letter.record, &label);
-                self.batch_bytes += record.encoded_len();
-                let staged = StagedRecord { topic: label.origin_topic.as_str().into(), record };
-                self.batch.push((Arc::new(staged), kind));
-                self.changed.insert(letter.source.clone());
-                if self.batch.len() >= BATCH_LETTERS || self.batch_bytes >= BATCH_BYTES {
-                    self.write()?;
-                }
+                self.stage(letter.source.clone(), redriven(&original, &label), &label.origin.topic, kind)?;
             }
         }
         Ok(())
+    }
+
+    fn stage(
+        &mut self,
+        source: TopicPartition,
+        record: WireRecord,
+        topic: &str,
+        kind: String,
+    ) -> Result<(), RecoveryError> {
+        self.batch_bytes += record.encoded_len();
+        self.batch.push((Arc::new(StagedRecord { topic: topic.into(), record }), kind));
+        self.changed.insert(source);
+        match self.batch.len() >= BATCH_LETTERS || self.batch_bytes >= BATCH_BYTES {
+            true => self.write(),
+            false => Ok(()),
+        }
     }
 
     /// Nothing but ends of transactions follows the last record of a partition.
@@ -180,6 +208,17 @@ impl Redrive {
         self.changed.clear();
         Ok(())
     }
+}
+
+/// The record that a letter only points at; `None` once retention has deleted it.
+fn read_original(settings: &KafkaSettings, origin: &Position) -> Result<Option<WireRecord>, RecoveryError> {
+    let source = TopicPartition::new(origin.topic.as_str(), origin.partition);
+    let spans = spans(settings, &origin.topic, Start::Beginning)?;
+    let there = |span: &&Span| span.source == source && (span.from..span.to).contains(&origin.offset);
+    let Some(_) = spans.iter().find(there) else { return Ok(None) };
+    let one = Span { source, from: origin.offset, to: origin.offset + 1 };
+    let read = TopicReader::open(settings, &[one])?.next_record()?;
+    Ok(read.map(|read| read.record))
 }
 
 /// What a run wants, and where letters may go.
@@ -229,14 +268,14 @@ impl Filter {
         if label.redrive_count >= MAX_REDRIVES {
             let detail = format!(
                 "{kind}, put back {} times already; mend its cause and produce the record to {} yourself",
-                label.redrive_count, label.origin_topic
+                label.redrive_count, label.origin.topic
             );
             return Judgement::Refused { reason: "put back three times", detail };
         }
-        if !self.topics.contains(&label.origin_topic) {
+        if !self.topics.contains(&label.origin.topic) {
             let detail = format!(
                 "it came from topic {:?}, which is not among kafka.input_topics; use the configuration that reads it",
-                label.origin_topic
+                label.origin.topic
             );
             return Judgement::Refused { reason: "from another topic", detail };
         }
@@ -247,13 +286,15 @@ impl Filter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Header, WireRecord};
+    use crate::record::Header;
 
     fn letter(changed: &[(&str, &str)]) -> ReadRecord {
         let mut headers = vec![
             ("dlq-class", "dead"),
             ("dlq-code", "retry_exhausted"),
             ("dlq-origin-topic", "uploads"),
+            ("dlq-origin-partition", "0"),
+            ("dlq-origin-offset", "5"),
             ("dlq-item", "1"),
             ("dlq-redrive-count", "2"),
         ];

@@ -12,7 +12,7 @@ use crate::image::PREPROCESS_REVISION;
 use crate::kafka::batch_writer::{BatchWriter, committed_offsets, settings_of_command};
 use crate::kafka::offsets::CommitMetadata;
 use crate::kafka::reader::{Start, TopicReader, spans};
-use crate::kafka::{self, KafkaSettings, StagedRecord, TopicPartition};
+use crate::kafka::{self, KafkaSettings, StagedRecord, TopicPartition, admin};
 use crate::object::ScoreId;
 use crate::record::output::OutputRecord;
 use crate::record::trace::TraceContext;
@@ -26,6 +26,8 @@ use time::{Duration, OffsetDateTime};
 
 /// Rows of one page, and outputs of one transaction at most.
 const PAGE: u32 = 500;
+/// For the question how large records of the output topic may be.
+const LIMIT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 /// Outputs are read from so much earlier than the rows: clocks differ.
 const CLOCK_SKEW: Duration = Duration::hours(1);
 
@@ -35,8 +37,9 @@ const CLOCK_SKEW: Duration = Duration::hours(1);
 /// When Kafka or Postgres does not answer or refuses. Every batch that was written stays, and a
 /// further run finds it in the topic.
 pub async fn run(config: &Config, args: &RepublishArgs) -> Result<Report, RecoveryError> {
-    let settings = config.kafka.clone();
-    settings.check()?;
+    config.kafka.check()?;
+    let limit = admin::record_limit(&config.kafka, LIMIT_TIMEOUT).await;
+    let settings = KafkaSettings { max_record_bytes: limit, ..config.kafka.clone() };
     let since = args.since.map(|since| since.resolve(OffsetDateTime::now_utc()));
     let store = Store::connect(&config.postgres).await?;
     let dry_run = args.dry_run;
@@ -50,7 +53,6 @@ pub async fn run(config: &Config, args: &RepublishArgs) -> Result<Report, Recove
     })
     .await??;
     let mut report = Report::new("outputs written", dry_run);
-    let limit = config.kafka.max_record_bytes as usize;
     let topic: Arc<str> = config.kafka.output_topic.as_str().into();
     let mut after = None;
     loop {
@@ -70,7 +72,7 @@ pub async fn run(config: &Config, args: &RepublishArgs) -> Result<Report, Recove
                     );
                 }
                 Judgement::Missing(position) => {
-                    let record = output_of(stored, position, limit)?;
+                    let record = output_of(stored, position, limit as usize)?;
                     let staged = Arc::new(StagedRecord { topic: Arc::clone(&topic), record });
                     batch.push((staged, stored.row.status));
                 }

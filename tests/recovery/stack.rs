@@ -107,6 +107,8 @@ impl Stack {
                 ("dlq-class", "dead".to_owned()),
                 ("dlq-code", "retry_exhausted".to_owned()),
                 ("dlq-origin-topic", origin.clone()),
+                ("dlq-origin-partition", "0".to_owned()),
+                ("dlq-origin-offset", "0".to_owned()),
                 ("dlq-item", item.to_string()),
             ];
             let headers = headers.into_iter().map(|(name, value)| Header::new(name, value)).collect();

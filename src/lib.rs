@@ -43,6 +43,7 @@
 //! - [`failpoint`]: where the fault tests make a process die on purpose; nothing outside them.
 //! - `dev` (feature `dev`): the embedded Kafka, S3 and Postgres of the demo and the tests.
 
+pub mod backfill;
 pub mod config;
 #[cfg(feature = "dev")]
 pub mod dev;
@@ -58,6 +59,7 @@ pub mod object;
 pub mod pipeline;
 pub mod quarantine;
 pub mod record;
+pub mod recovery;
 pub mod report;
 pub mod retry;
 pub mod score;

@@ -211,7 +211,18 @@ impl Fetcher {
         bucket: &str,
         prefix: &str,
     ) -> impl Stream<Item = Result<ObjectRef, FetchError>> + Send + use<> {
-        let pages = self.client.list_objects_v2().bucket(bucket).prefix(prefix).into_paginator().send();
+        self.list_after(bucket, prefix, None)
+    }
+
+    /// As [`Self::list`], but only the keys that sort behind `after`.
+    pub fn list_after(
+        &self,
+        bucket: &str,
+        prefix: &str,
+        after: Option<&str>,
+    ) -> impl Stream<Item = Result<ObjectRef, FetchError>> + Send + use<> {
+        let request = self.client.list_objects_v2().bucket(bucket).prefix(prefix);
+        let pages = request.set_start_after(after.map(str::to_owned)).into_paginator().send();
         let state = (pages, self.clone(), bucket.to_owned());
         stream::unfold(state, |(mut pages, fetcher, bucket)| async move {
             let objects: Vec<Result<ObjectRef, FetchError>> = match pages.next().await? {

@@ -28,6 +28,7 @@ pub(super) enum ClientRole {
     Lookup,
     Committer,
     Producer,
+    Reader,
     Probe,
 }
 
@@ -38,6 +39,7 @@ impl ClientRole {
             Self::Lookup => "lookup",
             Self::Committer => "committer",
             Self::Producer => "producer",
+            Self::Reader => "reader",
             Self::Probe => "probe",
         }
     }
@@ -173,6 +175,26 @@ pub(super) fn lookup_consumer(settings: &KafkaSettings) -> Result<BaseConsumer<C
     let consumer = create(settings, &config, Context::new(ClientRole::Lookup, settings))?;
     serve(&consumer, Duration::from_millis(50));
     Ok(consumer)
+}
+
+/// A consumer for reading partitions by hand, without the group: committed records only.
+pub(super) fn reader_consumer(settings: &KafkaSettings) -> Result<BaseConsumer<Context>, Error> {
+    let mut config = group_config(settings, ClientRole::Reader);
+    config
+        .set("enable.partition.eof", "true")
+        .set("auto.offset.reset", "earliest")
+        .set("queued.min.messages", settings.prefetch_records.to_string())
+        .set("queued.max.messages.kbytes", settings.prefetch_kib.to_string());
+    create(settings, &config, Context::new(ClientRole::Reader, settings))
+}
+
+/// A client that sees where topics really end, open transactions included.
+pub(super) fn extent_client(settings: &KafkaSettings) -> Result<BaseConsumer<Context>, Error> {
+    let mut config = group_config(settings, ClientRole::Reader);
+    config.set("isolation.level", "read_uncommitted");
+    let client = create(settings, &config, Context::new(ClientRole::Reader, settings))?;
+    serve(&client, Duration::from_millis(20));
+    Ok(client)
 }
 
 /// Logs and requests for tokens are served by polling, also on a consumer that consumes nothing.

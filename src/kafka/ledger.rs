@@ -213,6 +213,14 @@ impl Ledger {
         state.assignments.values().map(unfinished).sum()
     }
 
+    /// The same, under these epochs alone.
+    pub(super) fn in_flight_of(&self, epochs: &[Epoch]) -> usize {
+        let state = self.lock();
+        let unfinished =
+            |assignment: &Assignment| assignment.work.values().filter(|work| !work.finished).count();
+        epochs.iter().filter_map(|epoch| state.assignments.get(epoch)).map(unfinished).sum()
+    }
+
     /// Records that are finished and not committed.
     pub fn uncommitted(&self) -> usize {
         let state = self.lock();

@@ -37,6 +37,7 @@
 
 pub mod admin;
 mod at_least_once;
+pub mod batch_writer;
 mod client;
 pub mod committer;
 pub mod config;
@@ -49,7 +50,9 @@ mod lookup;
 mod native;
 pub mod offsets;
 mod outbox;
+mod priority;
 pub mod producer;
+pub mod reader;
 mod rebalance;
 pub mod receipt;
 pub mod source;

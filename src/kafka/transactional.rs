@@ -11,7 +11,7 @@ use super::committer::{Cycle, Engine, Shared, Trouble, offsets_of};
 use super::ledger::Batch;
 use super::outbox::Outbox;
 use super::stats::count;
-use super::{client, lookup, native};
+use super::{KafkaSettings, client, lookup, native};
 use crate::failpoint::{self, Rule};
 use rdkafka::consumer::{Consumer, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 /// Waiting for another transaction to end takes the broker up to ten seconds.
 const COMMITTED_TIMEOUT: Duration = Duration::from_secs(15);
-const RETRY_PAUSE: Duration = Duration::from_millis(50);
+pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 pub(super) struct Transactional {
     shared: Shared,
@@ -46,7 +46,7 @@ struct Refusal {
 }
 
 /// What to do after a transactional call failed.
-enum Verdict {
+pub(super) enum Verdict {
     Retry,
     Abort,
     Replace,
@@ -54,7 +54,7 @@ enum Verdict {
 
 /// librdkafka says which calls may be repeated and which transactions must be aborted; a timeout is
 /// neither here, though the library would go on waiting if called again.
-fn verdict(error: &KafkaError) -> Verdict {
+pub(super) fn verdict(error: &KafkaError) -> Verdict {
     match error {
         KafkaError::Transaction(error) if error.is_fatal() => Verdict::Replace,
         KafkaError::Transaction(error) if error.txn_requires_abort() => Verdict::Abort,
@@ -65,6 +65,27 @@ fn verdict(error: &KafkaError) -> Verdict {
         }
         _ => Verdict::Replace,
     }
+}
+
+/// Makes a producer and has it end whatever an earlier one of the same transactional id left.
+pub(super) fn open_producer(settings: &KafkaSettings) -> Result<Outbox, Trouble> {
+    let outbox = Outbox::new(settings, ClientRole::Committer).map_err(|error| Trouble(error.to_string()))?;
+    let deadline = Instant::now() + settings.socket_timeout();
+    while let Err(error) = outbox.producer().init_transactions(remaining(deadline)) {
+        if matches!(verdict(&error), Verdict::Retry) && Instant::now() < deadline {
+            thread::sleep(RETRY_PAUSE);
+            continue;
+        }
+        let detail = outbox.client().last_error().map(|detail| format!(" ({detail})")).unwrap_or_default();
+        let id = settings.transactional_id();
+        retire(outbox);
+        return Err(Trouble(format!(
+            "transactions can't begin on {} as {id:?}: {error}{detail}; check the brokers, \
+             the ACLs of the transactional id, and whether they support transactions (kafka.delivery)",
+            settings.brokers
+        )));
+    }
+    Ok(outbox)
 }
 
 impl Engine for Transactional {
@@ -93,31 +114,10 @@ impl Transactional {
         Self { shared, outbox: None, unresolved: None }
     }
 
-    /// Makes a producer and has it end whatever an earlier one of the same transactional id left.
     fn ensure_producer(&mut self) -> Result<(), Trouble> {
-        if self.outbox.is_some() {
-            return Ok(());
+        if self.outbox.is_none() {
+            self.outbox = Some(open_producer(&self.shared.settings)?);
         }
-        let settings = &self.shared.settings;
-        let outbox =
-            Outbox::new(settings, ClientRole::Committer).map_err(|error| Trouble(error.to_string()))?;
-        let deadline = Instant::now() + settings.socket_timeout();
-        while let Err(error) = outbox.producer().init_transactions(remaining(deadline)) {
-            if matches!(verdict(&error), Verdict::Retry) && Instant::now() < deadline {
-                thread::sleep(RETRY_PAUSE);
-                continue;
-            }
-            let detail =
-                outbox.client().last_error().map(|detail| format!(" ({detail})")).unwrap_or_default();
-            let id = settings.transactional_id();
-            retire(outbox);
-            return Err(Trouble(format!(
-                "transactions can't begin on {} as {id:?}: {error}{detail}; check the brokers, \
-                 the ACLs of the transactional id, and whether they support transactions (kafka.delivery)",
-                settings.brokers
-            )));
-        }
-        self.outbox = Some(outbox);
         Ok(())
     }
 
@@ -297,12 +297,12 @@ impl Refusal {
 }
 
 /// librdkafka takes a timeout of 0 for "don't wait", so never quite that.
-fn remaining(deadline: Instant) -> Duration {
+pub(super) fn remaining(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
 }
 
 /// Closes a producer elsewhere: that can block for as long as a broker doesn't answer.
-fn retire(outbox: Outbox) {
+pub(super) fn retire(outbox: Outbox) {
     let spawned = thread::Builder::new().name("kafka-retire".into()).spawn(move || drop(outbox));
     if let Err(error) = spawned {
         // The closure, and the producer in it, was dropped right here instead.

@@ -77,6 +77,7 @@ fn kafka(stats: &Arc<KafkaStats>, ledger: &Arc<Ledger>) -> Vec<Sampled> {
         total(name, help, move || counter(&stats).load(Ordering::Relaxed) as f64)
     };
     let (paused, lag, uncommitted) = (Arc::clone(stats), Arc::clone(stats), Arc::clone(ledger));
+    let backfill = Arc::clone(stats);
     vec![
         counted("commits", "Kafka commits that succeeded", |stats| &stats.commits),
         counted("commit_aborts", "Transactions aborted and plain commits that failed", |stats| &stats.aborts),
@@ -89,6 +90,9 @@ fn kafka(stats: &Arc<KafkaStats>, ledger: &Arc<Ledger>) -> Vec<Sampled> {
         counted("partitions_lost", "Partitions lost without notice", |stats| &stats.lost),
         level("paused", "1 while back-pressure pauses the input", move || {
             f64::from(u8::from(paused.paused.load(Ordering::Relaxed)))
+        }),
+        level("backfill_paused", "1 while the backfill topic waits for uploads", move || {
+            f64::from(u8::from(backfill.backfill_paused.load(Ordering::Relaxed)))
         }),
         level("uncommitted_records", "Finished records that wait for a commit", move || {
             uncommitted.uncommitted() as f64

@@ -78,6 +78,11 @@ pub(super) fn stage(
     Ok(staged)
 }
 
+/// Whether an item that ends so gets a dead letter.
+pub(super) fn is_dead_letter(status: ItemStatus) -> bool {
+    dead_letter_class(status).is_some()
+}
+
 fn dead_letter_class(status: ItemStatus) -> Option<DeadLetterClass> {
     match status {
         ItemStatus::Rejected => Some(DeadLetterClass::Rejected),

@@ -12,4 +12,4 @@ mod writer;
 pub use error::StoreError;
 pub use pool::{PostgresSettings, Store};
 pub use row::{ScoreRow, SourcePosition, StoredScore};
-pub use writer::{WriteRequest, write_batches};
+pub use writer::{WriteRequest, write_batches, write_batches_by};

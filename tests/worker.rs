@@ -1,6 +1,8 @@
 //! The real worker binary as a child process, against a real Apache Kafka, an S3 server and Postgres,
 //! scoring with the real network.
 
+#[path = "worker/hold.rs"]
+mod hold;
 mod support;
 
 use std::{

@@ -183,7 +183,7 @@ impl Breaker {
             }
             Told::Nothing => {}
         }
-        if !self.is_broken() {
+        if !matches!(told, Told::Failure { .. }) || !self.is_broken() {
             return Change::None;
         }
         self.turn += 1;

@@ -234,7 +234,11 @@ impl Fetcher {
         };
         slot.end(match &result {
             Ok(_) => Load::Fine,
-            Err(FetchError::Unavailable { status: 429 | 503, .. }) => Load::TooMuch,
+            Err(FetchError::Unavailable { status, code, .. })
+                if matches!(status, 429 | 503) || code == "SlowDown" =>
+            {
+                Load::TooMuch
+            }
             Err(_) => Load::Unknown,
         });
         result

@@ -2,6 +2,8 @@
 //! scoring with the real network.
 
 mod engine;
+#[path = "worker/hold.rs"]
+mod hold;
 mod support;
 
 use std::{

@@ -5,18 +5,30 @@
 //! places are gone the intake stops taking records, the channel fills, and the poll thread pauses its
 //! partitions while it keeps polling.
 //!
+//! While S3, Postgres or the model is broken ([`Hold`]), the items that need it wait, their retry
+//! clocks stopped and without bytes; one at a time tries. None of them becomes a dead letter for it.
+//!
 //! The order is what the promise rests on: the row is durable before the output is staged, and the
 //! output carries what the row says. Whatever ends a task early (a lost partition, a failed model, a
 //! shutdown) leaves its record unfinished, so it is replayed.
 
 mod admission;
+mod breaker;
+mod dead_letter_guard;
+mod fetching;
+mod hold;
 mod in_flight;
 mod item;
 mod outcome;
+mod patience;
+mod scoring;
 mod settings;
+mod storing;
 
 pub use admission::Admission;
+pub use hold::{Dependency, Hold};
 pub use settings::PipelineSettings;
+pub use storing::upsert;
 
 use crate::{
     fetch::Fetcher,
@@ -44,6 +56,8 @@ pub struct Parts {
     /// Rows to be written in batches.
     pub writer: mpsc::Sender<WriteRequest>,
     pub admission: Arc<Admission>,
+    /// What waits while a dependency is broken.
+    pub hold: Arc<Hold>,
     pub metrics: Arc<Metrics>,
     pub routes: Routes,
     pub retry: RetrySettings,

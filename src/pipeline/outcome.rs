@@ -78,6 +78,11 @@ pub(super) fn stage(
     Ok(staged)
 }
 
+/// Whether an item that ends so gets a dead letter.
+pub(super) fn is_dead_letter(row: &ScoreRow) -> bool {
+    dead_letter_class(row).is_some()
+}
+
 fn dead_letter_class(row: &ScoreRow) -> Option<DeadLetterClass> {
     match row.status {
         ItemStatus::Rejected if row.error.as_ref().is_some_and(|error| error.code == ErrorCode::Poison) => {

@@ -1,9 +1,10 @@
 //! Metrics whose values other parts keep.
 
 use crate::{
+    fetch::Fetcher,
     inference::{ScoringService, metrics::BATCH_SIZE_BOUNDS},
     kafka::{KafkaStats, Ledger},
-    pipeline::Admission,
+    pipeline::{Admission, Hold},
     quarantine::Quarantine,
     telemetry::metrics::{Sample, Sampled},
 };
@@ -28,6 +29,39 @@ pub(super) fn all(
         items.items_held() as f64
     }));
     sampled
+}
+
+/// How the dependencies are, as far as the pipeline can see.
+pub(super) fn surroundings(hold: &Arc<Hold>, fetcher: &Fetcher) -> Vec<Sampled> {
+    let (breakers, held, letters) = (Arc::clone(hold), Arc::clone(hold), Arc::clone(hold));
+    let (limit, hedges) = (fetcher.clone(), fetcher.clone());
+    vec![
+        Sampled {
+            name: "breaker_open",
+            help: "1 while a dependency is broken and what needs it is held",
+            read: Box::new(move || {
+                let open = breakers.dependencies().map(|dependency| {
+                    let labels = vec![("dependency", dependency.name().to_owned())];
+                    (labels, f64::from(u8::from(dependency.is_open())))
+                });
+                Sample::Levels(open.into())
+            }),
+        },
+        level(
+            "items_held",
+            "Items that wait for a broken dependency, or with a held dead letter",
+            move || held.items_held() as f64,
+        ),
+        level("dead_letters_held", "1 while dead letters are held because there are too many", move || {
+            f64::from(u8::from(letters.holds_dead_letters()))
+        }),
+        level("s3_concurrency_limit", "Objects fetched at once at most, just now", move || {
+            limit.concurrency_limit() as f64
+        }),
+        total("s3_hedged_requests", "Second requests for objects that were slow to come", move || {
+            hedges.hedged() as f64
+        }),
+    ]
 }
 
 fn inference(service: &Arc<ScoringService>) -> Vec<Sampled> {

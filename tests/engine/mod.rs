@@ -45,8 +45,7 @@ impl Stage {
     }
 
     fn worker(&self, overrides: &[(&str, &str)]) -> Worker {
-        let script = self.script.path().to_str().expect("a path");
-        self.stack.worker_in(&[(stand_in::VARIABLE, script)], overrides)
+        self.stack.scripted_worker(self.script.path(), overrides)
     }
 
     /// Uploads a picture and announces it.

@@ -12,6 +12,7 @@ use rdkafka::{
     producer::{FutureProducer, FutureRecord},
 };
 use roc4mllm::dev::{TestDatabase, TestKafka, TestS3};
+use roc4mllm::inference::stand_in;
 use serde_json::Value;
 use sqlx::Row as _;
 use std::{
@@ -132,8 +133,13 @@ impl Stack {
         self.worker_in(&[], overrides)
     }
 
+    /// Starts a worker with a stand-in for the model that does what the file `script` says.
+    pub fn scripted_worker(&self, script: &Path, overrides: &[(&str, &str)]) -> Worker {
+        self.worker_in(&[(stand_in::VARIABLE, script)], overrides)
+    }
+
     /// Starts a worker with variables of its own.
-    pub fn worker_in(&self, environment: &[(&str, &str)], overrides: &[(&str, &str)]) -> Worker {
+    pub fn worker_in(&self, environment: &[(&str, &Path)], overrides: &[(&str, &str)]) -> Worker {
         // A port that was free a moment ago; the worker says so if it no longer is.
         let port =
             TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");

@@ -41,6 +41,7 @@ mod client;
 pub mod committer;
 pub mod config;
 mod connection;
+mod decision;
 mod error;
 pub mod gate;
 pub mod ledger;
@@ -51,9 +52,12 @@ mod outbox;
 pub mod producer;
 mod rebalance;
 pub mod receipt;
+mod settlement;
 pub mod source;
 pub mod stats;
 mod transactional;
+#[cfg(test)]
+mod walk;
 
 pub use config::{Delivery, KafkaSettings};
 pub use connection::{Connection, Control, Drained, connect};

@@ -1,8 +1,8 @@
 //! What the committer takes out of the ledger, and how it comes back.
 
+use super::{Assignment, Ledger, StagedRecord, State};
 use crate::kafka::offsets::{PartitionTracker, Plan};
 use crate::kafka::receipt::{Epoch, TopicPartition};
-use super::{Assignment, Ledger, StagedRecord, State};
 use std::sync::Arc;
 
 /// One commit: outputs, and the offsets that cover them.

@@ -245,18 +245,11 @@ proptest! {
     }
 }
 
-/// Runs the same walks each time; returns what they did, and the violations.
-fn walks(count: usize, removed: Removed) -> (Tally, Vec<Violation>) {
+/// The same walks each time.
+fn walks(removed: Removed) -> impl Iterator<Item = Result<Tally, Violation>> {
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let mut runner = TestRunner::new_with_rng(Config::default(), rng);
-    let (mut total, mut violations) = (Tally::default(), Vec::new());
-    for _ in 0..count {
-        match walk(chances().new_tree(&mut runner).unwrap().current(), removed) {
-            Ok(tally) => total = total.plus(tally),
-            Err(violation) => violations.push(violation),
-        }
-    }
-    (total, violations)
+    (0..1000).map(move |_| walk(chances().new_tree(&mut runner).unwrap().current(), removed))
 }
 
 impl Tally {
@@ -277,12 +270,11 @@ impl Tally {
 
 #[test]
 fn the_walks_come_to_everything_that_they_are_for() {
-    let (tally, violations) = walks(300, Removed::Nothing);
-    assert!(violations.is_empty(), "{violations:?}");
+    let tally = walks(Removed::Nothing).fold(Tally::default(), |total, walked| total.plus(walked.unwrap()));
     let Tally { committed, refused, doubtful, happened, not_happened, reused, revoked, lost, crashed } =
         tally;
     for count in [committed, refused, doubtful, happened, not_happened, reused, revoked, lost, crashed] {
-        assert!(count > 100, "{tally:?}");
+        assert!(count >= 100, "{tally:?}");
     }
 }
 
@@ -296,8 +288,8 @@ fn without_any_one_rule_the_walks_find_a_violation() {
         Removed::Reemit,
         Removed::FirstScore,
     ] {
-        let (_, violations) = walks(300, removed);
-        assert!(!violations.is_empty(), "nothing goes wrong without {removed:?}");
-        eprintln!("without {removed:?}: {} of 300 walks, such as: {}", violations.len(), violations[0].0);
+        let found = walks(removed).enumerate().find_map(|(walk, end)| Some((walk, end.err()?)));
+        let (walk, violation) = found.unwrap_or_else(|| panic!("nothing goes wrong without {removed:?}"));
+        println!("without {removed:?}, walk {walk} ends with: {}", violation.0);
     }
 }

@@ -23,12 +23,17 @@ pub struct Worker {
     partitions: BTreeMap<i32, Partition>,
     jobs: Vec<Job>,
     cycle: Cycle,
-    /// The epochs of a revocation in progress.
-    revoking: Option<Vec<Epoch>>,
+    revoking: Option<Revocation>,
     /// Epochs that a revocation left alive, where that rule is taken away.
     pub spared: Vec<Epoch>,
     /// As by SIGSTOP.
     pub stopped: bool,
+}
+
+/// A revocation in progress. The poll thread is in its callback, and does nothing else.
+struct Revocation {
+    partitions: Vec<i32>,
+    epochs: Vec<Epoch>,
 }
 
 struct Partition {
@@ -123,7 +128,7 @@ impl Worker {
                     let epoch = self.ledger.assign(TopicPartition::new("in", partition));
                     self.partitions.insert(partition, Partition { epoch, stage: Opening::Wanted });
                 }
-                Some(held) if broker.targets[index] != *owner => leaving.push(held.epoch),
+                Some(_) if broker.targets[index] != *owner => leaving.push(partition),
                 _ => {}
             }
         }
@@ -131,16 +136,20 @@ impl Worker {
             // What it was given and never took is free again.
             broker.hand_back(member);
         } else {
-            self.ledger.begin_revoke(&leaving);
-            self.revoking = Some(leaving);
+            let sources: Vec<_> =
+                leaving.iter().map(|partition| TopicPartition::new("in", *partition)).collect();
+            let epochs = self.ledger.epochs_of(&sources);
+            self.ledger.begin_revoke(&epochs);
+            self.revoking = Some(Revocation { partitions: leaving, epochs });
         }
     }
 
     /// Returns from the revocation's callback, whatever is unfinished or uncommitted.
     pub fn end_revocation(&mut self, broker: &mut Broker, removed: Removed, tally: &mut Tally) {
-        let (Some(epochs), Some(member)) = (self.revoking.take(), self.member) else { return };
+        let (Some(revocation), Some(member)) = (self.revoking.take(), self.member) else { return };
+        let Revocation { partitions, epochs } = revocation;
         tally.revoked += 1;
-        self.partitions.retain(|_, partition| !epochs.contains(&partition.epoch));
+        self.partitions.retain(|partition, _| !partitions.contains(partition));
         match removed {
             Removed::Revoke => self.spared.extend(epochs),
             _ => self.kill(removed, epochs),
@@ -150,17 +159,21 @@ impl Worker {
 
     /// Started work is done and the committer has been through: the callback has no more to wait for.
     pub fn can_end_revocation(&self) -> bool {
-        let waits = |epochs: &Vec<Epoch>| self.ledger.wait_started(Some(epochs), Instant::now()) > 0;
-        matches!(self.cycle, Cycle::Idle) && !self.revoking.as_ref().is_some_and(waits)
+        matches!(self.cycle, Cycle::Idle) && self.unfinished() == 0
     }
 
     /// What the callback says to the ledger when nothing was left unfinished.
     pub fn settle(&mut self) {
-        if let Some(epochs) = &self.revoking
-            && self.ledger.wait_started(Some(epochs), Instant::now()) == 0
+        if let Some(revocation) = &self.revoking
+            && self.unfinished() == 0
         {
-            self.ledger.settle(Some(epochs));
+            self.ledger.settle(Some(&revocation.epochs));
         }
+    }
+
+    fn unfinished(&self) -> usize {
+        let epochs = self.revoking.as_ref().map(|revocation| &revocation.epochs[..]);
+        self.ledger.wait_started(epochs.or(Some(&[])), Instant::now())
     }
 
     fn kill(&self, removed: Removed, epochs: Vec<Epoch>) {
@@ -171,7 +184,9 @@ impl Worker {
 
     /// One step of the poll thread on a partition: open it, or be given a record.
     pub fn poll(&mut self, partition: i32, broker: &Broker) -> Result<(), Violation> {
-        let Some(held) = self.partitions.get_mut(&partition) else { return Ok(()) };
+        let Some(held) = self.partitions.get_mut(&partition).filter(|_| self.revoking.is_none()) else {
+            return Ok(());
+        };
         if !self.ledger.is_live_epoch(held.epoch) {
             // A refused commit has ended it, and the partition is still assigned.
             let epoch = self.ledger.assign(TopicPartition::new("in", partition));

@@ -33,6 +33,12 @@ test: setup ## Lint, then run every test (ALLOW_SKIP=1: skipped tests are no fai
 	@scripts/lint.sh
 	@scripts/test.sh
 
+.PHONY: chaos
+chaos: ## Break everything once, and look for what was lost or doubled (ROWS=1,8 SEEDS=3 BREAK=RULE LANES=2)
+	@scripts/setup.sh build postgres kafka
+	@ROC4MLLM_CHAOS="$(or $(ROWS),all)" ROC4MLLM_CHAOS_SEEDS="$(SEEDS)" ROC4MLLM_CHAOS_BREAK="$(BREAK)" \
+		ROC4MLLM_CHAOS_LANES="$(LANES)" cargo test --locked --quiet --test chaos
+
 .PHONY: lint
 lint: ## Formatting, clippy, licences, unused dependencies, scripts
 	@scripts/setup.sh build tools

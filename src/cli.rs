@@ -117,7 +117,7 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
                 .map_err(|error| Failure::new(error.exit_code(), error))
         }
         Command::Worker(args) => {
-            let config = args.load()?;
+            let config = args.load_for_worker()?;
             config.check().map_err(usage)?;
             overrides.install(config.telemetry.clone())?;
             block_on(worker::run(config, termination()))?
@@ -166,6 +166,17 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
 impl ConfigArgs {
     fn load(&self) -> Result<Config, Failure> {
         config::load(self.config.as_deref(), &self.overrides).map_err(usage)
+    }
+
+    /// As [`load`](Self::load); a worker that is told to use a stand-in needs no checkpoint.
+    fn load_for_worker(&self) -> Result<Config, Failure> {
+        let config = self.load()?;
+        #[cfg(feature = "dev")]
+        if roc4mllm::inference::stand_in::configured().is_some() {
+            let model = roc4mllm::model::ModelSettings { checkpoint: "stand-in".into(), ..config.model };
+            return Ok(Config { model, ..config });
+        }
+        Ok(config)
     }
 }
 

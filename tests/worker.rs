@@ -7,11 +7,7 @@ use std::{
     collections::{HashMap, HashSet},
     time::Duration,
 };
-use support::{
-    envelopes::{Envelope, Upload},
-    outputs,
-    stack::Stack,
-};
+use support::{Uploaded, envelopes::Envelope, outputs, stack::Stack};
 
 const RECORDS: usize = 1_000;
 const WITHIN: Duration = Duration::from_secs(240);
@@ -30,10 +26,11 @@ async fn a_killed_worker_scores_every_item_exactly_once() {
     let mut items = HashMap::new();
     for number in 0..RECORDS {
         let envelope = Envelope::ALL[number % Envelope::ALL.len()];
-        let batch: Vec<&Upload> = remaining.by_ref().take(envelope.items()).collect();
-        let position = stack.produce(&envelope.record(&batch)).await;
-        for (item, upload) in batch.into_iter().enumerate() {
-            items.insert((position.0, position.1, item as u32), upload);
+        let batch: Vec<&Uploaded> = remaining.by_ref().take(envelope.items()).collect();
+        let uploads: Vec<_> = batch.iter().map(|uploaded| &uploaded.upload).collect();
+        let position = stack.produce(&envelope.record(&uploads)).await;
+        for (item, uploaded) in batch.into_iter().enumerate() {
+            items.insert((position.0, position.1, item as u32), uploaded);
         }
     }
     assert!(items.len() > RECORDS, "some records hold several items");
@@ -54,19 +51,21 @@ async fn a_killed_worker_scores_every_item_exactly_once() {
     for output in &outputs {
         let source = outputs::source(output);
         assert!(seen.insert(source), "{source:?} has two committed outputs");
-        let upload = items.get(&source).unwrap_or_else(|| panic!("{source:?} was never sent"));
+        let uploaded = items.get(&source).unwrap_or_else(|| panic!("{source:?} was never sent"));
         assert_eq!(output["bucket"], stack.bucket(), "{output}");
-        assert_eq!(output["key"], upload.key, "{output}");
+        assert_eq!(output["key"], uploaded.upload.key, "{output}");
         let row = &rows[output["id"].as_str().expect("an id")];
         assert_eq!(row.status, output["status"], "{output}");
         assert_eq!(row.score, output["score"].as_f64(), "the output carries the stored score");
-        assert_eq!(upload.expected.status, output["status"], "{output}");
-        match upload.expected.score {
+        assert_eq!(uploaded.expected.status, output["status"], "{output}");
+        match uploaded.expected.score {
             Some(score) => {
                 let difference = (score - output["score"].as_f64().expect("a score")).abs();
-                assert!(difference <= 1e-4, "{}: off by {difference}", upload.key);
+                assert!(difference <= 1e-4, "{}: off by {difference}", uploaded.upload.key);
             }
-            None => assert_eq!(upload.expected.code.as_deref(), output["error"]["code"].as_str(), "{output}"),
+            None => {
+                assert_eq!(uploaded.expected.code.as_deref(), output["error"]["code"].as_str(), "{output}")
+            }
         }
     }
     assert_eq!(seen.len(), items.len(), "every item has an output");
@@ -75,8 +74,8 @@ async fn a_killed_worker_scores_every_item_exactly_once() {
     assert_eq!(ids.len(), uploads_used(&items), "one id an upload");
 }
 
-fn uploads_used(items: &HashMap<(i32, i64, u32), &Upload>) -> usize {
-    items.values().map(|upload| &upload.key).collect::<HashSet<_>>().len()
+fn uploads_used(items: &HashMap<(i32, i64, u32), &Uploaded>) -> usize {
+    items.values().map(|uploaded| &uploaded.upload.key).collect::<HashSet<_>>().len()
 }
 
 /// What cannot be scored ends in a row, an output and a dead letter, and holds up nothing.
@@ -111,7 +110,7 @@ async fn bad_records_end_in_dead_letters_and_the_rest_is_scored() {
     stack.produce(&support::envelopes::Record::plain(plain("never-uploaded.jpg"))).await;
     stack.produce(&support::envelopes::Record::tombstone()).await;
     for upload in &uploads {
-        stack.produce(&Envelope::Aws.record(&[upload])).await;
+        stack.produce(&Envelope::Aws.record(&[&upload.upload])).await;
     }
     let worker = stack.worker(&[("s3.missing_grace_ms", "200")]);
     stack.wait_for_outputs(bad.len() + 1 + uploads.len(), WITHIN).await;
@@ -153,8 +152,8 @@ async fn probes_and_metrics_follow_the_work() {
     let worker = stack.worker(&[]);
     worker.wait_until_ready(WITHIN).await;
     for upload in &uploads {
-        stack.produce(&Envelope::Plain.record(&[upload])).await;
-        stack.produce(&Envelope::Aws.record(&[upload])).await;
+        stack.produce(&Envelope::Plain.record(&[&upload.upload])).await;
+        stack.produce(&Envelope::Aws.record(&[&upload.upload])).await;
     }
     stack.wait_for_outputs(2 * uploads.len(), WITHIN).await;
     assert!(worker.get("/healthz").await.starts_with("HTTP/1.1 200"));

@@ -8,6 +8,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::types::RDKafkaErrorCode;
 use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -29,8 +30,17 @@ pub struct ApacheKafka {
     // Dropped before the folder it works in.
     server: ManagedChild,
     bootstrap: String,
+    second: Option<SecondListener>,
     libraries: PathBuf,
     folder: TempDir,
+}
+
+/// A listener for clients behind a proxy. Clients connect to whatever address a broker advertises,
+/// so a proxy in front of the bootstrap address alone would see nothing but their first request.
+#[derive(Clone, Copy, Debug)]
+struct SecondListener {
+    listens: u16,
+    advertises: u16,
 }
 
 impl ApacheKafka {
@@ -49,6 +59,22 @@ impl ApacheKafka {
     /// Formats a log folder and starts the broker from the jars in `libraries`: about 5 s.
     /// Blocks the thread.
     pub fn start(libraries: &Path) -> Result<Self, DevError> {
+        Self::launch_first(libraries, None, "")
+    }
+
+    /// As [`Self::start`], with a second listener that sends its clients to the loopback port
+    /// `advertises`, where a proxy has to forward them to [`Self::behind_proxy`]. `settings` are
+    /// further lines of the broker's configuration.
+    pub fn start_behind(libraries: &Path, advertises: u16, settings: &str) -> Result<Self, DevError> {
+        let second = SecondListener { listens: free_port(PART)?, advertises };
+        Self::launch_first(libraries, Some(second), settings)
+    }
+
+    fn launch_first(
+        libraries: &Path,
+        second: Option<SecondListener>,
+        further: &str,
+    ) -> Result<Self, DevError> {
         if !Self::is_laid_out(libraries) {
             return Err(DevError::Absent {
                 part: PART,
@@ -59,19 +85,24 @@ impl ApacheKafka {
         let folder = scratch::folder("kafka")?;
         let client_port = free_port(PART)?;
         let controller_port = free_port(PART)?;
-        let settings = settings(folder.path(), client_port, controller_port);
+        let settings = settings(folder.path(), client_port, controller_port, second) + further;
         fs::write(folder.path().join("server.properties"), settings)
             .and_then(|()| fs::write(folder.path().join("log4j2.properties"), LOGGING))
             .map_err(|error| DevError::io(PART, error))?;
         format_storage(libraries, folder.path())?;
         let bootstrap = format!("127.0.0.1:{client_port}");
         let server = launch(libraries, folder.path(), &bootstrap)?;
-        Ok(Self { server, bootstrap, libraries: libraries.to_owned(), folder })
+        Ok(Self { server, bootstrap, second, libraries: libraries.to_owned(), folder })
     }
 
     /// `host:port` for `bootstrap.servers`; stays the same over [`Self::restart`].
     pub fn bootstrap(&self) -> &str {
         &self.bootstrap
+    }
+
+    /// Where a proxy forwards to, if the broker was started with [`Self::start_behind`].
+    pub fn behind_proxy(&self) -> Option<SocketAddr> {
+        self.second.map(|second| (Ipv4Addr::LOCALHOST, second.listens).into())
     }
 
     /// SIGTERM: the broker flushes its logs and leaves.
@@ -124,16 +155,20 @@ fn is_broker_jar(path: &Path) -> bool {
     path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("kafka_2.13-"))
 }
 
-fn settings(folder: &Path, client_port: u16, controller_port: u16) -> String {
+fn settings(folder: &Path, client_port: u16, controller_port: u16, second: Option<SecondListener>) -> String {
+    let listener = |port: fn(SecondListener) -> u16| {
+        second.map(|second| format!(",PROXIED://127.0.0.1:{}", port(second))).unwrap_or_default()
+    };
+    let (listens, advertises) = (listener(|second| second.listens), listener(|second| second.advertises));
     format!(
         "process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller_port}
 controller.listener.names=CONTROLLER
-listeners=CLIENT://127.0.0.1:{client_port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=CLIENT://127.0.0.1:{client_port}
+listeners=CLIENT://127.0.0.1:{client_port},CONTROLLER://127.0.0.1:{controller_port}{listens}
+advertised.listeners=CLIENT://127.0.0.1:{client_port}{advertises}
 inter.broker.listener.name=CLIENT
-listener.security.protocol.map=CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listener.security.protocol.map=CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT
 log.dirs={}
 offsets.topic.replication.factor=1
 offsets.topic.num.partitions=4

@@ -99,6 +99,12 @@ impl S3Server {
         Ok(folder)
     }
 
+    /// Puts an object into a bucket's folder without a request, under any key; its ETag without
+    /// quotes. An object that is there is replaced in one step.
+    pub fn put(&self, bucket: &str, key: &str, content: &[u8]) -> Result<String, DevError> {
+        ObjectFolder::place(&self.root, bucket, key, content).map_err(|error| DevError::io(PART, error))
+    }
+
     /// From now on, `rule` sees every request first; it replaces the rule before it.
     pub fn set_faults(&self, rule: impl Fn(&Parts) -> Option<Fault> + Send + Sync + 'static) {
         *self.rule.write().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(rule));

@@ -15,6 +15,11 @@ use std::{cell::Cell, path::Path};
 /// Most bytes of a decoded image's memory that a thread keeps for its next one: 22 megapixels.
 const MOST_KEPT: usize = 64 << 20;
 
+/// Mean and standard deviation of each channel that CLIP was trained with (`OPENAI_CLIP_MEAN` and
+/// `OPENAI_CLIP_STD` of Transformers).
+const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
+const CLIP_STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
+
 thread_local! {
     /// Fresh pages for every 12-megapixel photo cost a third as much as decoding it.
     static PIXELS: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
@@ -57,6 +62,19 @@ impl Preprocessor {
             normalized: normalization(config.rescale_factor, config.mean, config.std),
             instructions: Instructions::best(),
         })
+    }
+
+    /// For a square input of `image_size` pixels a side, with CLIP's published normalisation, and
+    /// padding: what a checkpoint asks for that says nothing else.
+    pub fn clip(image_size: usize) -> Self {
+        Self {
+            fit: Fit::Pad,
+            resize_edge: image_size,
+            crop_edge: image_size,
+            background: CLIP_MEAN.map(|mean| (mean * 255.0) as u8),
+            normalized: normalization(1.0 / 255.0, CLIP_MEAN, CLIP_STD),
+            instructions: Instructions::best(),
+        }
     }
 
     /// The same with another way of making images square.

@@ -15,6 +15,14 @@ impl RgbImage {
         (length > 0 && pixels.len() as u64 == length).then_some(Self { width, height, pixels })
     }
 
+    /// `paint(x, y)` in every pixel. An edge of 0 counts as 1.
+    pub fn painted(width: u32, height: u32, paint: impl Fn(u32, u32) -> [u8; 3]) -> Self {
+        let (width, height) = (width.max(1), height.max(1));
+        let paint = &paint;
+        let pixels = (0..height).flat_map(|y| (0..width).flat_map(move |x| paint(x, y))).collect();
+        Self { width, height, pixels }
+    }
+
     pub fn width(&self) -> u32 {
         self.width
     }

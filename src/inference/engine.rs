@@ -2,77 +2,27 @@
 
 use super::{
     batcher::BatchCap,
+    failure::EngineFailure,
+    golden::{GoldenCheck, GoldenImage},
     metrics::InferenceMetrics,
-    queue::{Asker, Work, WorkQueue},
+    queue::{Asker, Turn, Work, WorkQueue},
     reply::{ScoreFailure, Scored},
     runner::{Runner, panic_message},
     scorer::Scorer,
     settings::InferenceSettings,
     slot::SlotPool,
+    watchdog::{RunClock, longest_run, look_interval},
 };
-use crate::{
-    fault::{Disposition, ItemError},
-    score::ModelVersion,
-};
+use crate::{fault::ItemError, score::ModelVersion};
 use std::{
     collections::VecDeque,
     error::Error,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, Weak},
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::sync::{oneshot, watch};
-
-/// Why the engine can score nothing any more.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum EngineFailure {
-    /// Not even one image fits.
-    #[error(
-        "a single image does not fit into memory ({reason}); give the model more memory or a smaller dtype"
-    )]
-    OutOfMemory { reason: Arc<str> },
-    /// The device is beyond use for this process.
-    #[error(
-        "the device is unusable ({reason}); restart the process, and look at the device if it happens again"
-    )]
-    Device { reason: Arc<str> },
-    /// The model fails whatever image it is given.
-    #[error(
-        "the model fails even on a blank image ({reason}); check the checkpoint with `checkpoint inspect`"
-    )]
-    Model { reason: Arc<str> },
-    /// It was shut down.
-    #[error("the engine has been shut down; start another one")]
-    Stopped,
-}
-
-impl EngineFailure {
-    pub(super) fn out_of_memory(reason: impl Into<Arc<str>>) -> Self {
-        Self::OutOfMemory { reason: reason.into() }
-    }
-
-    pub(super) fn device(reason: impl Into<Arc<str>>) -> Self {
-        Self::Device { reason: reason.into() }
-    }
-
-    pub(super) fn model(reason: impl Into<Arc<str>>) -> Self {
-        Self::Model { reason: reason.into() }
-    }
-
-    pub fn disposition(&self) -> Disposition {
-        Disposition::Stop
-    }
-
-    /// The exit code of a worker that ends because of this: 75 out of memory, 70 a broken model or device.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::OutOfMemory { .. } => 75,
-            Self::Device { .. } | Self::Model { .. } => 70,
-            Self::Stopped => 1,
-        }
-    }
-}
 
 /// Why there is no engine.
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +66,8 @@ pub enum Health {
     Starting,
     /// Images are scored.
     Ready(Arc<ModelInfo>),
+    /// The built-in picture was just scored wrongly; it is scored once more before anything else is.
+    Suspect(String),
     /// No image will be scored any more.
     Failed(EngineFailure),
 }
@@ -125,9 +77,21 @@ struct Shared {
     queue: WorkQueue,
     health: watch::Sender<Health>,
     metrics: Arc<InferenceMetrics>,
+    /// Shared with the thread that watches it.
+    clock: Arc<RunClock>,
 }
 
 impl Shared {
+    fn become_unless_failed(&self, health: Health) {
+        self.health.send_if_modified(|current| {
+            let changes = !matches!(current, Health::Failed(_));
+            if changes {
+                *current = health;
+            }
+            changes
+        });
+    }
+
     /// Ends everything for `failure`; the first one stands.
     fn fail(&self, failure: EngineFailure) {
         self.queue.fail(failure.clone());
@@ -194,12 +158,17 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts the model thread, which calls `build` first.
+    /// Starts the model thread, which calls `build` first. `golden` is scored once the model is warm,
+    /// and from time to time after that.
     ///
     /// # Errors
     /// [`StartError::Thread`] when there is no thread to be had; what else can go wrong shows in
     /// [`Starting::ready`].
-    pub fn spawn<E, B>(build: B, settings: &InferenceSettings) -> Result<Starting<E>, StartError<E>>
+    pub fn spawn<E, B>(
+        build: B,
+        golden: Option<GoldenImage>,
+        settings: &InferenceSettings,
+    ) -> Result<Starting<E>, StartError<E>>
     where
         E: Error + Send + 'static,
         B: FnOnce() -> Result<Box<dyn Scorer>, E> + Send + 'static,
@@ -208,13 +177,14 @@ impl Engine {
             queue: WorkQueue::new(settings.linger()),
             health: watch::Sender::new(Health::Starting),
             metrics: Arc::default(),
+            clock: Arc::default(),
         });
         let (sender, outcome) = oneshot::channel();
         let thread = {
             let (shared, settings) = (Arc::clone(&shared), settings.clone());
             thread::Builder::new()
                 .name("model".into())
-                .spawn(move || model_thread(build, &settings, &shared, sender))?
+                .spawn(move || model_thread(build, golden, &settings, &shared, sender))?
         };
         Ok(Starting { shared, outcome, thread })
     }
@@ -265,15 +235,16 @@ impl Drop for Engine {
 
 fn model_thread<E, B>(
     build: B,
+    golden: Option<GoldenImage>,
     settings: &InferenceSettings,
-    shared: &Shared,
+    shared: &Arc<Shared>,
     outcome: oneshot::Sender<Result<Built, StartError<E>>>,
 ) where
     E: Error + Send + 'static,
     B: FnOnce() -> Result<Box<dyn Scorer>, E>,
 {
     let _fail_on_exit = FailOnExit(shared);
-    let (mut runner, built) = match start(build, settings, shared) {
+    let (mut runner, mut golden, built) = match start(build, golden, settings, shared) {
         Ok(started) => started,
         Err(error) => {
             if let StartError::Engine(failure) = &error {
@@ -283,13 +254,21 @@ fn model_thread<E, B>(
             return;
         }
     };
-    shared.health.send_replace(Health::Ready(Arc::clone(&built.info)));
+    let info = Arc::clone(&built.info);
+    shared.health.send_replace(Health::Ready(Arc::clone(&info)));
     // Nobody waits for an engine that was given up while it loaded.
     if outcome.send(Ok(built)).is_err() {
         return;
     }
-    while let Some(works) = shared.queue.next_batch(runner.capacity()) {
-        if let Err(failure) = run_batch(&mut runner, works) {
+    loop {
+        let turn = shared.queue.next(runner.capacity(), golden.as_ref().map(GoldenCheck::due));
+        let done = match (turn, &mut golden) {
+            (Turn::Batch(works), _) => run_batch(&mut runner, works),
+            (Turn::Due, Some(golden)) => check_golden(golden, &mut runner, shared, &info),
+            (Turn::Due, None) => Ok(()),
+            (Turn::Ended, _) => return,
+        };
+        if let Err(failure) = done {
             tracing::error!(%failure, "the engine stops");
             shared.fail(failure);
         }
@@ -298,9 +277,10 @@ fn model_thread<E, B>(
 
 fn start<E, B>(
     build: B,
+    golden: Option<GoldenImage>,
     settings: &InferenceSettings,
-    shared: &Shared,
-) -> Result<(Runner, Built), StartError<E>>
+    shared: &Arc<Shared>,
+) -> Result<(Runner, Option<GoldenCheck>, Built), StartError<E>>
 where
     E: Error + Send + 'static,
     B: FnOnce() -> Result<Box<dyn Scorer>, E>,
@@ -309,18 +289,70 @@ where
         .map_err(|payload| StartError::Panicked(panic_message(payload.as_ref())))?
         .map_err(StartError::Build)?;
     let (image_size, score_range) = (scorer.image_size(), scorer.score_range());
+    if let Some(preprocessed) =
+        golden.as_ref().map(GoldenImage::image_size).filter(|size| *size != image_size)
+    {
+        return Err(StartError::InputSize { preprocessed, expected: image_size });
+    }
     let capacity = settings.batch_capacity();
-    // The batch that runs, the one that waits, an image in every decode thread, and the neutral image.
-    let slots = SlotPool::new(2 * capacity + settings.decode_thread_count() + 1, image_size);
+    // The batch that runs, the one that waits, an image in every decode thread, and two that stay.
+    let kept = 1 + usize::from(golden.is_some());
+    let slots = SlotPool::new(2 * capacity + settings.decode_thread_count() + kept, image_size);
     let cap = BatchCap::new(capacity, settings.out_of_memory_cooldown());
-    let mut runner = Runner::new(scorer, &slots, cap, Arc::clone(&shared.metrics));
+    let mut runner = Runner::new(scorer, &slots, cap, Arc::clone(&shared.metrics), Arc::clone(&shared.clock));
     let warm_up = match settings.warm_up {
         true => runner.warm_up(&slots).map_err(StartError::Engine)?,
         false => Duration::ZERO,
     };
+    let golden = golden
+        .map(|image| GoldenCheck::begin(image, settings.golden_interval(), &mut runner, &slots))
+        .transpose()
+        .map_err(StartError::Engine)?;
+    if let Some(longest) = longest_run(settings.hang_timeout(), warm_up) {
+        let (shared, clock) = (Arc::downgrade(shared), Arc::clone(&shared.clock));
+        thread::Builder::new().name("model-watch".into()).spawn(move || watch(&shared, &clock, longest))?;
+    }
     let version = Arc::clone(runner.version());
     let info = Arc::new(ModelInfo { version, image_size, score_range, warm_up });
-    Ok((runner, Built { info, slots }))
+    Ok((runner, golden, Built { info, slots }))
+}
+
+/// Fails the engine when a run takes too long. The model thread cannot be ended, and is left behind.
+fn watch(shared: &Weak<Shared>, clock: &RunClock, longest: Duration) {
+    while let Some(shared) = shared.upgrade() {
+        if matches!(&*shared.health.borrow(), Health::Failed(_)) {
+            return;
+        }
+        if let Some(after) = clock.running_for(Instant::now()).filter(|taken| *taken > longest) {
+            let failure = EngineFailure::Hung { after };
+            tracing::error!(%failure, "the engine is given up");
+            shared.fail(failure);
+            return;
+        }
+        drop(shared);
+        thread::sleep(look_interval(longest));
+    }
+}
+
+/// Scores the golden image; not ready from its first wrong score until a right one.
+fn check_golden(
+    golden: &mut GoldenCheck,
+    runner: &mut Runner,
+    shared: &Shared,
+    info: &Arc<ModelInfo>,
+) -> Result<(), EngineFailure> {
+    let mut doubted = false;
+    golden.check(runner, |reason| {
+        tracing::warn!(reason, "the built-in picture is scored wrongly; it is scored again");
+        doubted = true;
+        shared.become_unless_failed(Health::Suspect(format!(
+            "the built-in picture is scored wrongly: {reason}"
+        )));
+    })?;
+    if doubted {
+        shared.become_unless_failed(Health::Ready(Arc::clone(info)));
+    }
+    Ok(())
 }
 
 /// Scores one batch and answers each asker as soon as its image is done.

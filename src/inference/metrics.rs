@@ -1,8 +1,11 @@
 //! What the inference stages did, as plain counters that telemetry reads.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 /// Upper bounds of the batch-size histogram; a last bucket takes what is larger.
@@ -36,6 +39,25 @@ impl Stopwatch {
     }
 }
 
+/// How the golden image fared last.
+#[derive(Debug, Default)]
+pub struct GoldenGauge(Mutex<Option<(bool, Instant)>>);
+
+impl GoldenGauge {
+    pub fn record(&self, right: bool) {
+        *self.lock() = Some((right, Instant::now()));
+    }
+
+    /// Whether its last score was right, and how long ago that was; `None` where it is never scored.
+    pub fn last(&self) -> Option<(bool, Duration)> {
+        self.lock().map(|(right, at)| (right, at.elapsed()))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<(bool, Instant)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Counters of one [`ScoringService`](super::ScoringService), each since its start.
 #[derive(Debug, Default)]
 pub struct InferenceMetrics {
@@ -55,6 +77,8 @@ pub struct InferenceMetrics {
     pub out_of_memory: Counter,
     /// Times a batch failed as a whole and was split to find the image to blame.
     pub bisections: Counter,
+    /// The built-in picture, which counts in nothing else here.
+    pub golden: GoldenGauge,
     batch_sizes: [Counter; BATCH_SIZE_BOUNDS.len() + 1],
 }
 

@@ -2,12 +2,12 @@
 
 use super::{
     batcher::{Batcher, Next},
-    engine::EngineFailure,
+    failure::EngineFailure,
     reply::Reply,
     slot::Slot,
 };
 use std::{
-    sync::{Arc, Condvar, Mutex, MutexGuard},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -26,6 +26,16 @@ pub struct Asker {
     /// Pixels as decoded.
     pub height: u32,
     pub reply: Reply,
+}
+
+/// What the model thread does next.
+pub enum Turn {
+    /// Score these.
+    Batch(Vec<Work>),
+    /// The moment that it asked to be woken at has come.
+    Due,
+    /// The queue is closed and empty, or failed.
+    Ended,
 }
 
 /// Preprocessed images in order of arrival. Bounded by the slots that they hold: there is room for
@@ -66,31 +76,34 @@ impl WorkQueue {
         self.changed.notify_all();
     }
 
-    /// Blocks until a batch is due and takes it, at most `capacity` images; `None` once the queue is
-    /// closed and empty, or failed.
-    pub fn next_batch(&self, capacity: usize) -> Option<Vec<Work>> {
+    /// Blocks until a batch is due and takes it, at most `capacity` images; no longer than until
+    /// `wake`, which goes before a batch so that a busy queue does not put it off.
+    pub fn next(&self, capacity: usize, wake: Option<Instant>) -> Turn {
         let mut state = self.lock();
         loop {
             if state.failure.is_some() {
-                return None;
+                return Turn::Ended;
             }
             state.batcher.retain(|work| !work.asker.reply.is_abandoned());
             let now = Instant::now();
-            match state.batcher.next(now, capacity) {
-                Next::Take(count) => return Some(state.batcher.take(count)),
-                Next::Idle if state.batcher.is_closed() => return None,
-                Next::Idle => {
-                    state = self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
-                }
-                Next::WaitUntil(deadline) => {
-                    let pause = deadline.saturating_duration_since(now);
-                    state = self
-                        .changed
-                        .wait_timeout(state, pause)
-                        .unwrap_or_else(|poisoned| poisoned.into_inner())
-                        .0;
-                }
+            let closed = state.batcher.is_closed();
+            if !closed && wake.is_some_and(|wake| now >= wake) {
+                return Turn::Due;
             }
+            let until = match state.batcher.next(now, capacity) {
+                Next::Take(count) => return Turn::Batch(state.batcher.take(count)),
+                Next::Idle if closed => return Turn::Ended,
+                Next::Idle => wake,
+                Next::WaitUntil(deadline) => Some(wake.map_or(deadline, |wake| wake.min(deadline))),
+            };
+            state = match until {
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(until) => {
+                    let pause = until.saturating_duration_since(now);
+                    let waited = self.changed.wait_timeout(state, pause);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
         }
     }
 
@@ -123,6 +136,6 @@ impl WorkQueue {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,6 +1,6 @@
 //! What a caller of the service gets back, and the one-way channel it comes through.
 
-use super::engine::EngineFailure;
+use super::failure::EngineFailure;
 use crate::{
     fault::{Disposition, ItemError},
     score::{Answer, ModelVersion},

@@ -2,10 +2,11 @@
 
 use super::{
     batcher::BatchCap,
-    engine::EngineFailure,
+    failure::EngineFailure,
     metrics::InferenceMetrics,
     scorer::{ScoreBatch, Scorer, ScorerError},
     slot::{Slot, SlotPool},
+    watchdog::RunClock,
 };
 use crate::{
     fault::{ErrorCode, ItemError, Stage},
@@ -34,6 +35,7 @@ pub struct Runner {
     cap: BatchCap,
     neutral: ScoreBatch,
     metrics: Arc<InferenceMetrics>,
+    clock: Arc<RunClock>,
 }
 
 impl Runner {
@@ -43,15 +45,20 @@ impl Runner {
         slots: &SlotPool,
         cap: BatchCap,
         metrics: Arc<InferenceMetrics>,
+        clock: Arc<RunClock>,
     ) -> Self {
         let version = Arc::new(scorer.version().clone());
         let neutral = ScoreBatch { slots: vec![neutral_slot(slots)] };
-        Self { scorer, version, cap, neutral, metrics }
+        Self { scorer, version, cap, neutral, metrics, clock }
     }
 
     /// The version that the next batch is scored by.
     pub fn version(&self) -> &Arc<ModelVersion> {
         &self.version
+    }
+
+    pub fn metrics(&self) -> &InferenceMetrics {
+        &self.metrics
     }
 
     /// The most images to hand to [`run`](Self::run) now.
@@ -69,7 +76,7 @@ impl Runner {
             let size = self.capacity();
             let batch = ScoreBatch { slots: (0..size).map(|_| neutral_slot(slots)).collect() };
             let start = Instant::now();
-            match call(self.scorer.as_mut(), &batch) {
+            match self.call(&batch) {
                 Ok(_) => return Ok(start.elapsed()),
                 Err(ScorerError::OutOfMemory { reason, .. }) if size == 1 => {
                     return Err(EngineFailure::out_of_memory(reason));
@@ -127,6 +134,21 @@ impl Runner {
         }
     }
 
+    /// The score of a batch of one image that counts in no metric, or why it has none.
+    ///
+    /// # Errors
+    /// [`EngineFailure`] when the device or its memory is beyond use.
+    pub fn score_aside(&mut self, batch: &ScoreBatch) -> Result<Result<f64, String>, EngineFailure> {
+        match self.call(batch).map(|mut verdicts| verdicts.pop()) {
+            Ok(Some(Ok(answer))) if !self.is_suspicious(&Ok(answer.clone())) => Ok(Ok(answer.score())),
+            Ok(Some(Err(error))) => Ok(Err(error.message)),
+            Ok(_) => Ok(Err("its score is no finite number in the model's range".into())),
+            Err(ScorerError::Batch { reason, .. }) => Ok(Err(reason)),
+            Err(ScorerError::OutOfMemory { reason, .. }) => Err(EngineFailure::out_of_memory(reason)),
+            Err(ScorerError::Device(reason)) => Err(EngineFailure::device(reason)),
+        }
+    }
+
     fn run_halves(
         &mut self,
         mut slots: Vec<Slot>,
@@ -168,6 +190,7 @@ impl Runner {
 
     /// Fails when the model does not get a neutral image through either.
     fn check_neutral(&mut self, reason: &str) -> Result<(), EngineFailure> {
+        let _run = self.clock.begin();
         match call(self.scorer.as_mut(), &self.neutral) {
             Ok(verdicts) if !verdicts.iter().any(|verdict| self.is_suspicious(verdict)) => Ok(()),
             Ok(_) | Err(ScorerError::Batch { .. }) => Err(EngineFailure::model(reason)),
@@ -197,9 +220,14 @@ impl Runner {
 
     fn attempt(&mut self, batch: &ScoreBatch) -> Result<Vec<Verdict>, ScorerError> {
         let start = Instant::now();
-        let outcome = call(self.scorer.as_mut(), batch);
+        let outcome = self.call(batch);
         self.metrics.record_batch(batch.len(), start.elapsed());
         outcome
+    }
+
+    fn call(&mut self, batch: &ScoreBatch) -> Result<Vec<Verdict>, ScorerError> {
+        let _run = self.clock.begin();
+        call(self.scorer.as_mut(), batch)
     }
 }
 
@@ -273,7 +301,7 @@ mod tests {
             let slots = SlotPool::new(2 * capacity + 1, 1);
             let metrics = Arc::new(InferenceMetrics::default());
             let cap = BatchCap::new(capacity, Duration::from_secs(600));
-            let runner = Runner::new(Box::new(scorer), &slots, cap, Arc::clone(&metrics));
+            let runner = Runner::new(Box::new(scorer), &slots, cap, Arc::clone(&metrics), Arc::default());
             Self { runner, slots, metrics, seen }
         }
 

@@ -2,7 +2,9 @@
 
 use super::{
     decode_pool::{DecodePool, Job},
-    engine::{Engine, EngineFailure, Health, ModelInfo, StartError},
+    engine::{Engine, Health, ModelInfo, StartError},
+    failure::EngineFailure,
+    golden::GoldenImage,
     metrics::InferenceMetrics,
     reply::{Reply, ScoreFailure, Scored},
     scorer::Scorer,
@@ -38,7 +40,8 @@ impl ScoringService {
         E: Error + Send + 'static,
         B: FnOnce() -> Result<Box<dyn Scorer>, E> + Send + 'static,
     {
-        let engine = Arc::new(Engine::spawn(build, settings)?.ready().await?);
+        let golden = (settings.golden_interval_ms > 0).then(|| GoldenImage::new(preprocessor.clone()));
+        let engine = Arc::new(Engine::spawn(build, golden, settings)?.ready().await?);
         let (preprocessed, expected) = (preprocessor.image_size(), engine.info().image_size);
         if preprocessed != expected {
             return Err(StartError::InputSize { preprocessed, expected });
@@ -57,7 +60,13 @@ impl ScoringService {
         let _admitted = self.admission.acquire().await.map_err(|_| EngineFailure::Stopped)?;
         let (reply, answer) = Reply::channel();
         self.decoders.submit(Job { name: name.into(), bytes, reply });
-        answer.await.unwrap_or_else(|_| Err(EngineFailure::Stopped.into()))
+        let mut health = self.engine.health();
+        tokio::select! {
+            biased;
+            answer = answer => answer.unwrap_or_else(|_| Err(EngineFailure::Stopped.into())),
+            // The images of a run that hangs get no answer from the model thread.
+            failure = hung(&mut health) => Err(failure.into()),
+        }
     }
 
     pub fn model(&self) -> &Arc<ModelInfo> {
@@ -87,6 +96,18 @@ impl ScoringService {
         });
         // It fails only with the runtime itself, which ends the threads too.
         let _ = ended.await;
+    }
+}
+
+/// Waits until the engine hangs. Other failures are told to each image by whoever holds it.
+async fn hung(health: &mut watch::Receiver<Health>) -> EngineFailure {
+    loop {
+        if let Health::Failed(failure @ EngineFailure::Hung { .. }) = &*health.borrow_and_update() {
+            return failure.clone();
+        }
+        if health.changed().await.is_err() {
+            return std::future::pending().await;
+        }
     }
 }
 

@@ -22,6 +22,12 @@ pub struct InferenceSettings {
     pub warm_up: bool,
     /// How long a batch size that ran out of memory is avoided, in seconds.
     pub out_of_memory_cooldown_s: u64,
+    /// A run of the model that takes longer, and longer than ten times the warm-up, hangs, in
+    /// milliseconds; 0 lets it take as long as it likes.
+    pub hang_timeout_ms: u64,
+    /// How often the built-in picture is scored to see that the device still computes what it did at
+    /// start, in milliseconds; 0 is never.
+    pub golden_interval_ms: u64,
 }
 
 impl Default for InferenceSettings {
@@ -34,6 +40,8 @@ impl Default for InferenceSettings {
             max_in_flight: 0,
             warm_up: true,
             out_of_memory_cooldown_s: 600,
+            hang_timeout_ms: 30_000,
+            golden_interval_ms: 60_000,
         }
     }
 }
@@ -45,6 +53,14 @@ impl InferenceSettings {
 
     pub fn out_of_memory_cooldown(&self) -> Duration {
         Duration::from_secs(self.out_of_memory_cooldown_s)
+    }
+
+    pub fn hang_timeout(&self) -> Duration {
+        Duration::from_millis(self.hang_timeout_ms)
+    }
+
+    pub fn golden_interval(&self) -> Duration {
+        Duration::from_millis(self.golden_interval_ms)
     }
 
     /// `batch_size`, at least 1.

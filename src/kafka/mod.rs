@@ -54,6 +54,7 @@ mod rebalance;
 pub mod receipt;
 mod settlement;
 pub mod source;
+mod stall;
 pub mod stats;
 mod transactional;
 #[cfg(test)]
@@ -65,4 +66,5 @@ pub use error::{Error, Fatal};
 pub use gate::Gate;
 pub use ledger::{Ledger, Progress, StagedRecord};
 pub use receipt::{ConsumedRecord, Epoch, Receipt, TopicPartition};
+pub use stall::Stalled;
 pub use stats::KafkaStats;

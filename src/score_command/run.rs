@@ -57,6 +57,9 @@ pub async fn run(args: &ScoreArgs, out: &mut dyn Write) -> Result<Summary, Score
     let settings = InferenceSettings {
         batch_size: usize::from(args.batch_size),
         warm_up: false,
+        // Whoever waits at a terminal sees for themselves.
+        hang_timeout_ms: 0,
+        golden_interval_ms: 0,
         ..InferenceSettings::default()
     };
 

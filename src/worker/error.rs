@@ -39,7 +39,7 @@ pub enum WorkerError {
 }
 
 impl WorkerError {
-    /// 2 configuration, 69 a dependency that does not answer, 70 model or device broken, 72 consumer
+    /// 2 configuration, 69 a dependency that does not answer, 70 model or device broken, 71 a batch that hangs, 72 consumer
     /// fatal, 75 out of memory at one image, 1 anything else.
     pub fn exit_code(&self) -> u8 {
         match self {

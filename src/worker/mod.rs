@@ -1,6 +1,7 @@
 //! The worker's life: connect, load, consume, drain.
 
 mod error;
+mod model;
 mod probe;
 mod samples;
 
@@ -11,21 +12,21 @@ use crate::{
     config::Config,
     fetch::Fetcher,
     http::{self, ProbeSlot, Probes},
-    image::{self, Fit, Preprocessor},
     inference::{Health, ScoringService},
-    kafka::{self, Connection, KafkaStats},
-    model::{self, TorchScorer},
+    kafka::{self, Connection, KafkaStats, Stalled},
     pipeline::{Admission, Parts, Pipeline, Routes},
     store::{self, Store},
     telemetry::metrics::Metrics,
 };
 use futures_util::FutureExt;
-use std::{future::Future, path::Path, sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 /// The poll thread turns many times a second; this long without a turn, it hangs.
 const POLL_STALL: Duration = Duration::from_secs(60);
+/// Records come within moments where there are any; this long without one, the client has lost its way.
+const PARTITION_STALL: Duration = Duration::from_secs(120);
 /// Commit cycles run all the time; this long without a success, scores do not come out.
 const COMMIT_STALL: Duration = Duration::from_secs(30);
 
@@ -46,7 +47,7 @@ enum Ending {
 /// # Errors
 /// [`WorkerError`], whose exit code says what failed.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), WorkerError> {
-    let service = load(config.clone()).boxed();
+    let service = model::load(config.clone()).boxed();
     run_with(config, service, shutdown).await
 }
 
@@ -71,9 +72,9 @@ pub async fn run_with(
     // Before any producer is made: what it may send at once is bounded by the same number.
     config.kafka.max_record_bytes = kafka::admin::record_limit(&config.kafka, RECORD_LIMIT_PATIENCE).await;
     let service = Arc::new(service.await?);
-    let model = Arc::clone(service.model());
-    tracing::info!(model = model.version.model, version = model.version.version, "the model is ready");
-    metrics.serve_model(&model.version);
+    let version = Arc::clone(&service.model().version);
+    tracing::info!(model = version.model, version = version.version, "the model is ready");
+    metrics.serve_model(&version);
 
     let Connection { records, ledger, gate: _gate, stats, fatal, control } = kafka::connect(&config.kafka)?;
     let admission = Arc::new(Admission::new(&config.pipeline));
@@ -158,19 +159,6 @@ async fn connect(config: &Config) -> Result<(Store, Fetcher), WorkerError> {
     Ok((store, fetcher))
 }
 
-/// Loads the model and its preprocessing from one checkpoint folder.
-async fn load(config: Config) -> Result<ScoringService, WorkerError> {
-    let preprocessor = Preprocessor::open(Path::new(&config.model.checkpoint))?.with_fit(Fit::Pad);
-    let settings = config.model;
-    let build = move || {
-        TorchScorer::load(&settings, image::PREPROCESS_REVISION)
-            .map(|scorer| Box::new(scorer) as Box<dyn crate::inference::Scorer>)
-    };
-    ScoringService::start(build, preprocessor, config.image, &config.inference).await.map_err(
-        |error: crate::inference::StartError<model::ModelError>| WorkerError::Model(error.to_string()),
-    )
-}
-
 fn checks(
     metrics: &Arc<Metrics>,
     stats: &Arc<KafkaStats>,
@@ -181,16 +169,21 @@ fn checks(
     Probes {
         alive: Box::new(move || {
             let silent = polling.since_poll();
-            if silent < POLL_STALL {
-                Ok(())
-            } else {
-                Err(format!("Kafka was last polled {} s ago", silent.as_secs()))
+            if silent >= POLL_STALL {
+                return Err(format!("Kafka was last polled {} s ago", silent.as_secs()));
+            }
+            match polling.stalled().filter(|stalled| stalled.silence >= PARTITION_STALL) {
+                None => Ok(()),
+                Some(Stalled { source, silence }) => {
+                    Err(format!("{source} has more records, and none has come for {} s", silence.as_secs()))
+                }
             }
         }),
         ready: Box::new(move || {
             match &*health.borrow() {
                 Health::Ready(_) => {}
                 Health::Starting => return Err("the model is being loaded".into()),
+                Health::Suspect(reason) => return Err(reason.clone()),
                 Health::Failed(failure) => return Err(failure.to_string()),
             }
             if committing.assigned.load(std::sync::atomic::Ordering::Relaxed) == 0 {

@@ -33,7 +33,7 @@ fn inference(service: &Arc<ScoringService>) -> Vec<Sampled> {
     let metrics = || Arc::clone(service.metrics());
     let (batches, images, decoded, memory) = (metrics(), metrics(), metrics(), metrics());
     let (model_busy, decode_busy, sizes) = (metrics(), metrics(), metrics());
-    let waiting = Arc::clone(service);
+    let (waiting, golden, age) = (Arc::clone(service), metrics(), metrics());
     vec![
         total("model_batches", "Runs of the model", move || batches.batches.get() as f64),
         total("model_images", "Images that the model answered for", move || images.images.get() as f64),
@@ -49,6 +49,14 @@ fn inference(service: &Arc<ScoringService>) -> Vec<Sampled> {
         }),
         level("batch_queue_images", "Preprocessed images that wait for a batch", move || {
             waiting.waiting() as f64
+        }),
+        perhaps(
+            "golden_image_ok",
+            "1 while the built-in picture gets the score it had at start",
+            move || golden.golden.last().map(|(right, _)| f64::from(u8::from(right))),
+        ),
+        perhaps("golden_image_age_seconds", "Since the built-in picture was scored last", move || {
+            age.golden.last().map(|(_, age)| age.as_secs_f64())
         }),
         Sampled {
             name: "batch_size",
@@ -108,4 +116,14 @@ fn total(name: &'static str, help: &'static str, read: impl Fn() -> f64 + Send +
 
 fn level(name: &'static str, help: &'static str, read: impl Fn() -> f64 + Send + Sync + 'static) -> Sampled {
     Sampled { name, help, read: Box::new(move || Sample::Levels(vec![(Vec::new(), read())])) }
+}
+
+/// A level that may not be there at all.
+fn perhaps(
+    name: &'static str,
+    help: &'static str,
+    read: impl Fn() -> Option<f64> + Send + Sync + 'static,
+) -> Sampled {
+    let levels = move || read().into_iter().map(|level| (Vec::new(), level)).collect();
+    Sampled { name, help, read: Box::new(move || Sample::Levels(levels())) }
 }

@@ -1,16 +1,14 @@
 //! Input records in every envelope that upload events come in.
 
-use super::Expected;
 use serde_json::{Value, json};
 
-/// An object in the bucket and what scoring it must give.
+/// An object in a bucket.
 #[derive(Clone, Debug)]
 pub struct Upload {
     pub bucket: String,
     pub key: String,
     pub etag: String,
     pub size: usize,
-    pub expected: Expected,
 }
 
 /// A record to produce.

@@ -19,6 +19,13 @@ pub struct Expected {
     pub code: Option<String>,
 }
 
+/// An object in the bucket and what scoring it must give.
+#[derive(Clone, Debug)]
+pub struct Uploaded {
+    pub upload: envelopes::Upload,
+    pub expected: Expected,
+}
+
 /// Scores `images` with the binary's `score`, which needs no service.
 pub fn score_images(checkpoint: &Path, images: &[PathBuf]) -> Vec<Expected> {
     let output = Command::new(env!("CARGO_BIN_EXE_roc4mllm"))

@@ -1,7 +1,7 @@
 //! Servers, topics and worker processes of one test.
 
 use super::{
-    Expected,
+    Expected, Uploaded,
     envelopes::{Record, Upload},
 };
 use futures_util::{StreamExt, stream};
@@ -95,7 +95,7 @@ impl Stack {
     }
 
     /// Uploads `count` objects, going round the pictures, under keys that need escaping.
-    pub async fn upload(&self, expected: &[Expected], count: usize) -> Vec<Upload> {
+    pub async fn upload(&self, expected: &[Expected], count: usize) -> Vec<Uploaded> {
         stream::iter((0..count).map(|number| {
             let expected = &expected[number % expected.len()];
             async move {
@@ -104,7 +104,8 @@ impl Stack {
                 let key = format!("Фото {:02}/{number:05} + 50%25={name}", number % 7);
                 let size = content.len();
                 let etag = self.put(&key, content).await;
-                Upload { bucket: self.bucket().into(), key, etag, size, expected: expected.clone() }
+                let upload = Upload { bucket: self.bucket().into(), key, etag, size };
+                Uploaded { upload, expected: expected.clone() }
             }
         }))
         .buffered(16)

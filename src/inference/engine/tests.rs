@@ -30,7 +30,7 @@ async fn engine(
     script: impl FnMut(&[f32]) -> Result<Vec<Verdict>, ScorerError> + Send + 'static,
 ) -> Engine {
     let build = || Ok::<_, Infallible>(Box::new(ScriptedScorer::new(script)) as Box<dyn Scorer>);
-    Engine::spawn(build, settings).unwrap().ready().await.unwrap()
+    Engine::spawn(build, None, settings).unwrap().ready().await.unwrap()
 }
 
 fn submit(engine: &Engine, value: f32) -> Answered {
@@ -181,13 +181,13 @@ async fn a_model_that_cannot_be_built_says_why() {
     #[derive(Debug, PartialEq, thiserror::Error)]
     #[error("no such checkpoint")]
     struct NoCheckpoint;
-    let starting = Engine::spawn(|| Err(NoCheckpoint), &settings(1, 0)).unwrap();
+    let starting = Engine::spawn(|| Err(NoCheckpoint), None, &settings(1, 0)).unwrap();
     let mut health = starting.health();
     assert!(matches!(starting.ready().await, Err(StartError::Build(NoCheckpoint))));
     health.wait_for(|health| matches!(health, Health::Failed(_))).await.unwrap();
 
     let panicking = || -> Result<Box<dyn Scorer>, Infallible> { panic!("half a model") };
-    match Engine::spawn(panicking, &settings(1, 0)).unwrap().ready().await {
+    match Engine::spawn(panicking, None, &settings(1, 0)).unwrap().ready().await {
         Err(StartError::Panicked(reason)) => assert_eq!(reason, "half a model"),
         other => panic!("{:?}", other.err()),
     }
@@ -199,7 +199,7 @@ async fn a_model_too_large_for_one_image_does_not_start() {
     let script =
         |values: &[f32]| Err(ScorerError::OutOfMemory { batch: values.len(), reason: "full".into() });
     let build = move || Ok::<_, Infallible>(Box::new(ScriptedScorer::new(script)) as Box<dyn Scorer>);
-    match Engine::spawn(build, &settings).unwrap().ready().await {
+    match Engine::spawn(build, None, &settings).unwrap().ready().await {
         Err(StartError::Engine(failure)) => assert_eq!(failure.exit_code(), 75),
         other => panic!("{:?}", other.err()),
     }
@@ -228,6 +228,82 @@ async fn a_scorer_need_not_be_send() {
         let inner = ScriptedScorer::new(|values| Ok(echo(values)));
         Ok::<_, Infallible>(Box::new(Local(std::rc::Rc::new(()), inner)) as Box<dyn Scorer>)
     };
-    let engine = Engine::spawn(build, &settings(1, 0)).unwrap().ready().await.unwrap();
+    let engine = Engine::spawn(build, None, &settings(1, 0)).unwrap().ready().await.unwrap();
     assert_eq!(submit(&engine, 5.0).await.unwrap().unwrap().answer.score(), 5.0);
+}
+
+#[tokio::test]
+async fn a_run_that_hangs_fails_the_engine_with_71_while_its_thread_still_hangs() {
+    let (script, started, go) = gated();
+    let settings = InferenceSettings { hang_timeout_ms: 40, ..settings(1, 0) };
+    let engine = engine(&settings, script).await;
+    let _running = submit(&engine, 0.0);
+    assert_eq!(started.recv().unwrap(), 1);
+    let waiting = submit(&engine, 1.0);
+    match waiting.await.unwrap() {
+        Err(ScoreFailure::Engine(failure)) => assert_eq!(failure.exit_code(), 71, "{failure}"),
+        other => panic!("{other:?}"),
+    }
+    let mut health = engine.health();
+    let hung = |health: &Health| matches!(health, Health::Failed(EngineFailure::Hung { .. }));
+    health.wait_for(hung).await.unwrap();
+    // Lets the thread go, which changes nothing any more.
+    go.send(()).unwrap();
+    assert!(hung(&health.borrow()));
+}
+
+#[tokio::test]
+async fn a_slow_run_within_its_time_is_left_alone() {
+    let settings = InferenceSettings { hang_timeout_ms: 60_000, ..settings(1, 0) };
+    let slow = |values: &[f32]| {
+        thread::sleep(Duration::from_millis(50));
+        Ok(echo(values))
+    };
+    let engine = engine(&settings, slow).await;
+    assert_eq!(submit(&engine, 3.0).await.unwrap().unwrap().answer.score(), 3.0);
+    assert!(matches!(&*engine.health().borrow(), Health::Ready(_)));
+}
+
+/// A model whose golden image gets `scores`, one after the other; other images get their own value.
+async fn with_golden(scores: &'static [f64]) -> Result<Engine, StartError<Infallible>> {
+    use crate::{image::Preprocessor, inference::scripted};
+    let golden = GoldenImage::new(Preprocessor::clip(1));
+    let mut values = [0.0; 3];
+    golden.write(&mut values);
+    let mut left = scores.iter();
+    let script = move |batch: &[f32]| match batch == [values[0]] {
+        false => Ok(echo(batch)),
+        true => match left.next() {
+            Some(score) => Ok(vec![Ok(scripted::answer(*score))]),
+            None => Err(ScorerError::Batch { batch: 1, reason: "no score is left".into() }),
+        },
+    };
+    let build = || Ok::<_, Infallible>(Box::new(ScriptedScorer::new(script)) as Box<dyn Scorer>);
+    let settings = InferenceSettings { golden_interval_ms: 5, ..settings(4, 0) };
+    Engine::spawn(build, Some(golden), &settings)?.ready().await
+}
+
+#[tokio::test]
+async fn a_golden_image_may_be_wrong_once_but_not_twice_in_a_row() {
+    let engine = with_golden(&[5.0, 5.0, 7.0, 5.0, 5.0004, 8.0, 8.5]).await.unwrap();
+    assert_eq!(submit(&engine, 30.0).await.unwrap().unwrap().answer.score(), 30.0);
+    let mut health = engine.health();
+    let failed = health.wait_for(|health| matches!(health, Health::Failed(_))).await.unwrap().clone();
+    let Health::Failed(failure) = failed else { panic!("{failed:?}") };
+    assert_eq!(failure.exit_code(), 70);
+    assert!(failure.to_string().contains("was 5.000000 at start and is 8.500000 now"), "{failure}");
+    assert!(engine.metrics().golden.last().is_some_and(|(right, _)| !right));
+    assert_eq!(engine.metrics().images.get(), 1, "the golden image counts in nothing");
+}
+
+#[tokio::test]
+async fn a_model_without_a_score_for_the_golden_image_does_not_start() {
+    for scores in [&[f64::NAN][..], &[]] {
+        match with_golden(scores).await {
+            Err(StartError::Engine(failure @ EngineFailure::Golden { .. })) => {
+                assert_eq!(failure.exit_code(), 70);
+            }
+            other => panic!("{:?}", other.err()),
+        }
+    }
 }

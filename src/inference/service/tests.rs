@@ -120,3 +120,27 @@ async fn preprocessing_for_another_model_is_refused() {
         other => panic!("{:?}", other.err()),
     }
 }
+
+/// Images that the hanging run holds are answered too: nothing waits for the thread.
+#[tokio::test]
+async fn a_hanging_run_is_told_to_everyone() {
+    let settings = InferenceSettings {
+        batch_size: 1,
+        linger_ms: 0,
+        warm_up: false,
+        golden_interval_ms: 0,
+        hang_timeout_ms: 50,
+        ..Default::default()
+    };
+    let scorer = StandInScorer::new(8, 1).taking(Duration::from_secs(20));
+    let build = move || Ok::<_, Infallible>(Box::new(scorer) as Box<dyn Scorer>);
+    let service =
+        ScoringService::start(build, preprocessor(8), ImageSettings::default(), &settings).await.unwrap();
+    let images = (0..3).map(|grey| service.score("a", bitmap(3, 3, grey)));
+    for answer in futures_util::future::join_all(images).await {
+        match answer {
+            Err(ScoreFailure::Engine(failure)) => assert_eq!(failure.exit_code(), 71),
+            other => panic!("{other:?}"),
+        }
+    }
+}

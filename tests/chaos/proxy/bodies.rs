@@ -1,0 +1,50 @@
+//! The bodies of replies that a row makes up or reads: those with nothing in them but an error.
+
+use super::frames::{Request, api};
+
+/// Error codes of the Kafka protocol.
+pub mod code {
+    pub const NOT_COORDINATOR: i16 = 16;
+    pub const ILLEGAL_GENERATION: i16 = 22;
+    pub const UNKNOWN_MEMBER_ID: i16 = 25;
+    pub const REBALANCE_IN_PROGRESS: i16 = 27;
+    pub const TOPIC_AUTHORIZATION_FAILED: i16 = 29;
+    pub const INVALID_PRODUCER_EPOCH: i16 = 47;
+    pub const CONCURRENT_TRANSACTIONS: i16 = 51;
+    pub const FENCED_INSTANCE_ID: i16 = 82;
+    pub const PRODUCER_FENCED: i16 = 90;
+}
+
+/// The reply to `request` that says `code` and nothing else, in the versions that librdkafka 2.12
+/// speaks. `None` where no such reply is known here.
+pub fn refusal(request: &Request, code: i16) -> Option<Vec<u8>> {
+    let mut body = vec![0; 4];
+    body.extend(code.to_be_bytes());
+    match (request.api, request.version) {
+        (api::END_TXN | api::ADD_OFFSETS_TO_TXN, 0..=2) | (api::HEARTBEAT, 1..=3) => {}
+        (api::INIT_PRODUCER_ID, 0..=1) => body.extend([0xff; 10]),
+        (api::INIT_PRODUCER_ID, 2..=4) => {
+            // The response header's empty tagged fields, and the body's.
+            body.insert(0, 0);
+            body.extend([0xff; 10]);
+            body.push(0);
+        }
+        (api::JOIN_GROUP, 2..=5) => {
+            // Generation -1, then protocol, leader and member id empty, and no members.
+            body.extend([0xff; 4]);
+            body.extend([0; 2 + 2 + 2 + 4]);
+        }
+        _ => return None,
+    }
+    Some(body)
+}
+
+/// The error code in the reply to an `EndTxn` of version 0 to 2.
+pub fn end_txn_code(body: &[u8]) -> Option<i16> {
+    body.get(4..6).map(|bytes| i16::from_be_bytes([bytes[0], bytes[1]]))
+}
+
+/// Whether an `EndTxn` of version 0 to 2 asks for a commit rather than an abort.
+pub fn is_commit(request: &Request) -> bool {
+    request.api == api::END_TXN && request.body().last() == Some(&1)
+}

@@ -53,6 +53,11 @@ bench: setup ## Measure, and write target/bench/results.json
 	@rm -f target/bench/results.json
 	@cargo bench --locked
 
+.PHONY: fuzz
+fuzz: ## Fuzz what reads strangers' bytes, a minute each (FUZZ_SECONDS=n, TARGET=name, MERGE=1: keep what was found)
+	@scripts/setup.sh build
+	@MERGE=$(MERGE) scripts/fuzz.sh $(or $(FUZZ_SECONDS),60) $(TARGET)
+
 .PHONY: install
 install: ## Install an optimised build with its libraries (PREFIX=DIR, ~/.local by default)
 	@scripts/setup.sh build

@@ -33,7 +33,9 @@
 //! member can commit a partition that it has just lost (hence epochs, in [`receipt`]); a transaction
 //! whose end got no answer may still be decided by a late copy of the request (hence the producer is
 //! replaced and the committed offsets are read, in [`committer`]); and a thread that blocks between
-//! polls loses its partitions (hence one that only polls, in [`source`]).
+//! polls loses its partitions (hence one that only polls, in [`source`]). A record that
+//! kills its process would be read again for ever (hence holdings are counted before any record is handed
+//! out, in [`crash_loop`], and [`Ledger::is_suspect`] says what to keep away from this process).
 
 pub mod admin;
 mod at_least_once;

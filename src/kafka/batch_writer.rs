@@ -7,11 +7,12 @@
 
 use super::client::{self, ClientRole, Context};
 use super::config::Delivery;
+use super::decision::Verdict;
 use super::ledger::StagedRecord;
 use super::lookup;
 use super::outbox::Outbox;
 use super::receipt::TopicPartition;
-use super::transactional::{RETRY_PAUSE, Verdict, open_producer, remaining, retire, verdict};
+use super::transactional::{RETRY_PAUSE, open_producer, remaining, retire, verdict};
 use super::{Error, KafkaSettings};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::KafkaError;

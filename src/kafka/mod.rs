@@ -43,6 +43,7 @@ pub mod committer;
 pub mod config;
 mod connection;
 pub mod crash_loop;
+mod decision;
 mod error;
 pub mod gate;
 pub mod ledger;
@@ -55,10 +56,13 @@ pub mod producer;
 pub mod reader;
 mod rebalance;
 pub mod receipt;
+mod settlement;
 pub mod source;
 mod stall;
 pub mod stats;
 mod transactional;
+#[cfg(test)]
+mod walk;
 
 pub use config::{Delivery, KafkaSettings};
 pub use connection::{Connection, Control, Drained, connect};

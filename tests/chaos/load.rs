@@ -73,6 +73,11 @@ impl Loader {
         self.sent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Records sent so far.
+    pub fn records(&self) -> usize {
+        self.sent().inputs.len()
+    }
+
     /// Items sent so far.
     pub fn items(&self) -> usize {
         self.sent().inputs.iter().map(|input| input.items.len()).sum()

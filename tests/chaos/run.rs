@@ -77,6 +77,7 @@ pub struct Run {
     fired: usize,
     healed: Option<Instant>,
     recovery: Option<Duration>,
+    moment: Moment,
     _objects: TempDir,
 }
 
@@ -150,6 +151,7 @@ impl Run {
             fired: 0,
             healed: None,
             recovery: None,
+            moment: Moment::Settled,
             _objects: objects,
         };
         run.stand_in(json!({}))?;
@@ -326,6 +328,19 @@ impl Run {
         Evidence::read(&self.folder)
     }
 
+    /// Ends the workers and dumps everything while there is more to do: what is there by then is
+    /// judged, and what is not there yet is no complaint.
+    pub fn leave(&mut self) -> Result<()> {
+        for worker in &self.workers {
+            worker.kill()?;
+        }
+        // A transaction that nobody ends any more runs into its time limit.
+        thread::sleep(MARKERS);
+        self.dump(&self.folder)?;
+        (self.moment, self.recovery) = (Moment::Interrupted, Some(Duration::ZERO));
+        Ok(())
+    }
+
     /// Waits until the group has no lag, and leaves the workers running, for claims about them.
     pub fn settle_running(&mut self) -> Result<()> {
         let since = *self.healed.get_or_insert_with(Instant::now);
@@ -353,7 +368,8 @@ impl Run {
     /// The run's end, whatever became of it.
     pub fn finish(mut self, result: Result<()>) -> RunReport {
         let mut verdict = Verdict::default();
-        let judged = result.and_then(|()| self.settle()).map(|evidence| evidence.judge(Moment::Settled));
+        let moment = self.moment;
+        let judged = result.and_then(|()| self.settle()).map(|evidence| evidence.judge(moment));
         match judged {
             Ok(found) => verdict = found,
             Err(error) => {
@@ -361,7 +377,7 @@ impl Run {
                 // What there is by now may say more.
                 let left = self.dump(&self.folder).and_then(|()| Evidence::read(&self.folder));
                 if let Ok(evidence) = left {
-                    verdict = evidence.judge(Moment::Settled);
+                    verdict = evidence.judge(moment);
                 }
                 self.claim("the run's error".into(), error.into(), "".into(), false);
             }

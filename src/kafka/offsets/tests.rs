@@ -1,3 +1,5 @@
+//! The tracker and its metadata, in cases and against a naive model.
+
 use super::*;
 use proptest::prelude::*;
 

@@ -21,6 +21,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// How long a token without a readable expiry is used.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(300);
 
+/// The facility of librdkafka's debug line about a connection that broke. No callback tells of one that
+/// the other side closed, after which the library sends requests again by itself.
+const BROKEN_CONNECTION: &str = "FAIL";
+
 /// What a client is for; shown in logs and as part of its client id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ClientRole {
@@ -79,6 +83,9 @@ impl ClientContext for Context {
     const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        if facility == BROKEN_CONNECTION {
+            self.transport_errors.fetch_add(1, Ordering::Relaxed);
+        }
         let role = self.role.as_str();
         match level {
             RDKafkaLogLevel::Emerg
@@ -235,7 +242,10 @@ pub(super) fn producer_config(settings: &KafkaSettings, role: ClientRole) -> Cli
     if role == ClientRole::Committer && settings.delivery == Delivery::Transactional {
         config
             .set("transactional.id", settings.transactional_id())
-            .set("transaction.timeout.ms", settings.transaction_timeout_ms.to_string());
+            .set("transaction.timeout.ms", settings.transaction_timeout_ms.to_string())
+            // Among its few lines is the one that [`Context`] counts broken connections by.
+            .set("debug", "broker")
+            .set_log_level(RDKafkaLogLevel::Debug);
     }
     config
 }

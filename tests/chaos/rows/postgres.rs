@@ -10,7 +10,6 @@ use roc4mllm::object::{ObjectRef, ScoreId};
 use roc4mllm::score::{ItemStatus, ModelVersion};
 use roc4mllm::secret::Secret;
 use roc4mllm::store::{PostgresSettings, ScoreRow, Store};
-use serde_json::json;
 use sqlx::{Connection, PgConnection, Row as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;

@@ -112,6 +112,8 @@ impl Servers {
         // A photo is announced after its upload, so a missing one stays missing.
         config.s3.missing_grace_ms = 1_000;
         config.retry.deadline_ms = 60_000;
+        // A folder may well hold nothing but broken files, and nobody is on call for it.
+        config.pipeline.dead_letter_hold_ms = 0;
         config.postgres.url = Secret::from(self.postgres.url().as_str());
         config.model.checkpoint = checkpoint.to_string_lossy().into_owned();
         config.model.device = args.device;

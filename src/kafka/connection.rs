@@ -94,6 +94,7 @@ pub fn connect(settings: &KafkaSettings) -> Result<Connection, Error> {
         consumer: super::client::lookup_consumer(settings)?,
         inbox: lookup_inbox,
         opened,
+        stalls: super::stall::StallWatch::default(),
     };
     let parts = source::SourceParts {
         consumer,

@@ -107,6 +107,10 @@ pub struct Progress {
     pub base: i64,
     /// Finished offsets beyond it.
     pub done_ahead: usize,
+    /// Up to where records were delivered or will never be.
+    pub position: i64,
+    /// The window is full: nothing more is taken until the base moves.
+    pub full: bool,
     /// Starts in a row without progress, this one included.
     pub starts: u32,
 }
@@ -215,6 +219,8 @@ impl Ledger {
                 source: assignment.source.clone(),
                 base: tracker.base(),
                 done_ahead: tracker.done_ahead(),
+                position: tracker.position(),
+                full: tracker.is_full(),
                 starts: tracker.starts(),
             })
         };

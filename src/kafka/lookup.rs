@@ -8,13 +8,15 @@ use super::client::{self, Context};
 use super::config::OffsetReset;
 use super::offsets::PartitionTracker;
 use super::receipt::{Epoch, TopicPartition};
+use super::stall::{Seen, StallWatch};
 use super::stats::KafkaStats;
-use super::{KafkaSettings, Ledger, native};
+use super::{KafkaSettings, Ledger, Progress, native};
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaResult;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
@@ -50,11 +52,12 @@ pub(super) struct Lookup {
     pub consumer: BaseConsumer<Context>,
     pub inbox: Receiver<Wanted>,
     pub opened: Sender<Opening>,
+    pub stalls: StallWatch,
 }
 
 impl Lookup {
     /// Runs until the poll loop is gone.
-    pub fn run(self) {
+    pub fn run(mut self) {
         let mut wanted: Vec<Wanted> = Vec::new();
         let lag_interval = Duration::from_millis(self.settings.lag_interval_ms);
         let mut lag_due = Instant::now() + lag_interval;
@@ -126,21 +129,27 @@ impl Lookup {
         })
     }
 
-    fn measure_lag(&self) {
-        let mut lag = BTreeMap::new();
+    fn measure_lag(&mut self) {
+        let (mut lag, mut seen) = (BTreeMap::new(), BTreeMap::new());
+        let halted = self.stats.paused.load(Ordering::Relaxed);
         for progress in self.ledger.progress() {
             let source = &progress.source;
             match self.consumer.fetch_watermarks(&source.topic, source.partition, WATERMARK_TIMEOUT) {
                 Ok((_, high)) => {
+                    let Progress { position, full, .. } = progress;
+                    seen.insert(source.clone(), Seen { position, high, held: halted || full });
                     let unfinished = high.saturating_sub(progress.base).max(0) as u64;
                     lag.insert(progress.source, unfinished.saturating_sub(progress.done_ahead as u64));
                 }
                 Err(error) => {
                     tracing::debug!(%error, %source, "lag could not be measured");
+                    self.stalls.clear();
+                    self.stats.set_stalled(None);
                     return;
                 }
             }
         }
+        self.stats.set_stalled(self.stalls.look(&seen, Instant::now()));
         self.stats.set_lag(lag);
     }
 }

@@ -52,6 +52,7 @@ pub mod producer;
 mod rebalance;
 pub mod receipt;
 pub mod source;
+mod stall;
 pub mod stats;
 mod transactional;
 
@@ -61,4 +62,5 @@ pub use error::{Error, Fatal};
 pub use gate::Gate;
 pub use ledger::{Ledger, Progress, StagedRecord};
 pub use receipt::{ConsumedRecord, Epoch, Receipt, TopicPartition};
+pub use stall::Stalled;
 pub use stats::KafkaStats;

@@ -188,6 +188,11 @@ impl PartitionTracker {
         self.starts
     }
 
+    /// Up to where records were delivered or will never be.
+    pub fn position(&self) -> i64 {
+        self.position.max(self.next)
+    }
+
     /// The first unfinished offset: what would be committed now.
     pub fn base(&self) -> i64 {
         match self.slots.iter().find(|slot| slot.state == State::Pending) {

@@ -1,6 +1,7 @@
 //! Numbers about Kafka for metrics and health checks.
 
 use super::receipt::TopicPartition;
+use super::stall::Stalled;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -32,6 +33,7 @@ pub struct KafkaStats {
     /// The same, of the last successful commit cycle, an empty one included.
     committed_at_ms: AtomicU64,
     lag: Mutex<BTreeMap<TopicPartition, u64>>,
+    stalled: Mutex<Option<(TopicPartition, Instant)>>,
     trouble: Mutex<Option<String>>,
 }
 
@@ -52,6 +54,7 @@ impl Default for KafkaStats {
             polled_at_ms: AtomicU64::new(0),
             committed_at_ms: AtomicU64::new(0),
             lag: Mutex::new(BTreeMap::new()),
+            stalled: Mutex::new(None),
             trouble: Mutex::new(None),
         }
     }
@@ -74,6 +77,12 @@ impl KafkaStats {
         self.lag.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The partition that has been silent longest although its log has more, and nothing holds intake.
+    pub fn stalled(&self) -> Option<Stalled> {
+        let stalled = self.stalled.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        stalled.map(|(source, since)| Stalled { source, silence: since.elapsed() })
+    }
+
     /// What keeps commits from succeeding just now, if anything does.
     pub fn trouble(&self) -> Option<String> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -94,6 +103,10 @@ impl KafkaStats {
 
     pub(super) fn set_lag(&self, lag: BTreeMap<TopicPartition, u64>) {
         *self.lag.lock().unwrap_or_else(PoisonError::into_inner) = lag;
+    }
+
+    pub(super) fn set_stalled(&self, stalled: Option<(TopicPartition, Instant)>) {
+        *self.stalled.lock().unwrap_or_else(PoisonError::into_inner) = stalled;
     }
 
     fn now_ms(&self) -> u64 {

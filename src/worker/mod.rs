@@ -13,7 +13,7 @@ use crate::{
     fetch::Fetcher,
     http::{self, ProbeSlot, Probes},
     inference::{Health, ScoringService},
-    kafka::{self, Connection, KafkaStats},
+    kafka::{self, Connection, KafkaStats, Stalled},
     pipeline::{Admission, Parts, Pipeline, Routes},
     store::{self, Store},
     telemetry::metrics::Metrics,
@@ -25,6 +25,8 @@ use tokio_util::sync::CancellationToken;
 
 /// The poll thread turns many times a second; this long without a turn, it hangs.
 const POLL_STALL: Duration = Duration::from_secs(60);
+/// Records come within moments where there are any; this long without one, the client has lost its way.
+const PARTITION_STALL: Duration = Duration::from_secs(120);
 /// Commit cycles run all the time; this long without a success, scores do not come out.
 const COMMIT_STALL: Duration = Duration::from_secs(30);
 
@@ -167,10 +169,14 @@ fn checks(
     Probes {
         alive: Box::new(move || {
             let silent = polling.since_poll();
-            if silent < POLL_STALL {
-                Ok(())
-            } else {
-                Err(format!("Kafka was last polled {} s ago", silent.as_secs()))
+            if silent >= POLL_STALL {
+                return Err(format!("Kafka was last polled {} s ago", silent.as_secs()));
+            }
+            match polling.stalled().filter(|stalled| stalled.silence >= PARTITION_STALL) {
+                None => Ok(()),
+                Some(Stalled { source, silence }) => {
+                    Err(format!("{source} has more records, and none has come for {} s", silence.as_secs()))
+                }
             }
         }),
         ready: Box::new(move || {

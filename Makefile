@@ -39,6 +39,11 @@ chaos: ## Break everything once, and look for what was lost or doubled (ROWS=1,8
 	@ROC4MLLM_CHAOS="$(or $(ROWS),all)" ROC4MLLM_CHAOS_SEEDS="$(SEEDS)" ROC4MLLM_CHAOS_BREAK="$(BREAK)" \
 		ROC4MLLM_CHAOS_LANES="$(LANES)" cargo test --locked --quiet --test chaos
 
+.PHONY: soak
+soak: ## Load for MINUTES=10 with a fault every 20 s, and memory over time (BACKLOG=1: memory with 20,000 records waiting)
+	@scripts/setup.sh build postgres kafka
+	@ROC4MLLM_SOAK="$(if $(filter 1,$(BACKLOG)),backlog,$(or $(MINUTES),10))" cargo test --locked --quiet --test chaos
+
 .PHONY: lint
 lint: ## Formatting, clippy, licences, unused dependencies, scripts
 	@scripts/setup.sh build tools
@@ -52,6 +57,11 @@ fmt: ## Format the code
 bench: setup ## Measure, and write target/bench/results.json
 	@rm -f target/bench/results.json
 	@cargo bench --locked
+
+.PHONY: fuzz
+fuzz: ## Fuzz what reads strangers' bytes, a minute each (FUZZ_SECONDS=n, TARGET=name, MERGE=1: keep what was found)
+	@scripts/setup.sh build
+	@MERGE=$(MERGE) scripts/fuzz.sh $(or $(FUZZ_SECONDS),60) $(TARGET)
 
 .PHONY: install
 install: ## Install an optimised build with its libraries (PREFIX=DIR, ~/.local by default)

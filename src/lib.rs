@@ -34,6 +34,7 @@
 //!
 //! - [`model`]: the ROC4MLLM network and everything read from a checkpoint folder; tensors live here only.
 //! - [`inference`]: batches and threads around a [`inference::Scorer`], knowing neither Kafka nor tensors.
+//! - [`quarantine`]: images that may have killed a process, decoded and scored in another one.
 //! - [`image`]: encoded bytes to pixel values, bit-equal with the reference; no tensors, no async.
 //! - [`kafka`], [`fetch`], [`store`]: one outside system each, ignorant of the others.
 //! - [`record`]: the formats on the wire, pure.
@@ -42,6 +43,7 @@
 //! - [`failpoint`]: where the fault tests make a process die on purpose; nothing outside them.
 //! - `dev` (feature `dev`): the embedded Kafka, S3 and Postgres of the demo and the tests.
 
+pub mod backfill;
 pub mod config;
 #[cfg(feature = "dev")]
 pub mod dev;
@@ -55,7 +57,9 @@ pub mod kafka;
 pub mod model;
 pub mod object;
 pub mod pipeline;
+pub mod quarantine;
 pub mod record;
+pub mod recovery;
 pub mod report;
 pub mod retry;
 pub mod score;

@@ -67,7 +67,7 @@ pub struct ModelVersion {
 }
 
 /// One `[SCORE]` of an answer: the expectation of a distribution over score bins.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ScoreValue {
     /// Sum of probability times bin value, unrounded (ROC4MLLM's score head).
     pub score: f64,
@@ -104,7 +104,7 @@ pub enum DecodeKind {
 }
 
 /// The model's whole answer for one image.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Answer {
     /// One entry per `[SCORE]` in the text; never empty.
     pub scores: Vec<ScoreValue>,

@@ -469,3 +469,62 @@ async fn half_a_pair_of_keys_is_an_error() {
     assert!(error.to_string().contains("belong together"), "{error}");
     assert_eq!(error.disposition(), Disposition::Stop);
 }
+
+#[tokio::test]
+async fn a_slow_object_is_asked_for_twice_and_the_faster_answer_counts() {
+    let s3 = Scripted::start().await;
+    let object = s3.put("a.jpg", &content(5000)).await;
+    for (percent, hedged) in [(100, 1), (0, 0)] {
+        let settings = S3Settings {
+            hedge_after_ms: 50,
+            hedge_percent: percent,
+            attempt_timeout_ms: 5_000,
+            ..s3.settings.clone()
+        };
+        let fetcher = Fetcher::connect(&settings).await.unwrap();
+        let reads = s3.fault_first(1, Fault::Delay(Duration::from_secs(2)));
+        let started = Instant::now();
+        let image = fetcher.fetch(&object, LIMIT).await.unwrap();
+        assert_eq!(image.bytes, content(5000));
+        assert_eq!((fetcher.hedged(), u64::from(reads.load(Ordering::SeqCst))), (hedged, 1 + hedged));
+        assert_eq!(started.elapsed() < Duration::from_secs(2), hedged == 1);
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_stops_coming_is_hedged_too() {
+    let s3 = Scripted::start().await;
+    let object = s3.put("a.jpg", &content(300_000)).await;
+    let settings = S3Settings {
+        hedge_after_ms: 50,
+        hedge_percent: 100,
+        stall_timeout_ms: 20_000,
+        ..s3.settings.clone()
+    };
+    let fetcher = Fetcher::connect(&settings).await.unwrap();
+    s3.fault_first(1, Fault::Stall { after: 1000 });
+    let started = Instant::now();
+    assert_eq!(fetcher.fetch(&object, LIMIT).await.unwrap().bytes, content(300_000));
+    assert!(started.elapsed() < Duration::from_secs(15) && fetcher.hedged() == 1);
+}
+
+#[tokio::test]
+async fn fewer_objects_are_fetched_at_once_while_the_server_asks_to_slow_down() {
+    let s3 = Scripted::start().await;
+    let object = s3.put("a.jpg", &content(1000)).await;
+    let settings = S3Settings { parallelism: 8, ..s3.settings.clone() };
+    let fetcher = Fetcher::connect(&settings).await.unwrap();
+    s3.fault_first(2, Fault::Refuse { status: 503, code: "SlowDown" });
+    for expected in [4, 2] {
+        fetcher.fetch(&object, LIMIT).await.unwrap_err();
+        assert_eq!(fetcher.concurrency_limit(), expected);
+    }
+    let held = [fetcher.slot().await, fetcher.slot().await];
+    let waiting = tokio::time::timeout(Duration::from_millis(200), fetcher.slot()).await;
+    assert!(waiting.is_err(), "two at once are the limit");
+    drop(held);
+    for _ in 0..100 {
+        fetcher.fetch(&object, LIMIT).await.unwrap();
+    }
+    assert_eq!(fetcher.concurrency_limit(), 8);
+}

@@ -1,6 +1,9 @@
 //! The real worker binary as a child process, against a real Apache Kafka, an S3 server and Postgres,
 //! scoring with the real network.
 
+mod engine;
+#[path = "worker/hold.rs"]
+mod hold;
 mod support;
 
 use std::{

@@ -44,6 +44,9 @@ impl Config {
         if self.s3.buckets.is_empty() {
             return invalid("s3.buckets", "is empty; list the buckets that records may name");
         }
+        if self.s3.hedge_percent > 100 {
+            return invalid("s3.hedge_percent", "is above 100; give the share of requests in percent");
+        }
         if self.postgres.url.expose().is_empty() {
             return invalid("postgres.url", "is empty; give a `postgres://` address");
         }

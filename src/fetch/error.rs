@@ -147,7 +147,7 @@ pub(super) fn is_missing_permission<E: ServiceFault>(error: &Sdk<E>) -> bool {
 }
 
 fn is_environmental(reason: &str) -> bool {
-    ["dns error", "failed to lookup", "credentials", "identity", "certificate"]
+    ["dns error", "failed to lookup", "credentials", "identity", "certificate", "Connection refused"]
         .iter()
         .any(|sign| reason.contains(sign))
 }

@@ -2,10 +2,14 @@
 
 mod body;
 mod error;
+mod hedge;
+mod limiter;
 
 pub use error::FetchError;
+pub use limiter::Slot;
 
 use crate::fault::Disposition;
+use crate::fetch::limiter::{Limiter, Load};
 use crate::object::ObjectRef;
 use crate::retry::{GaveUp, RetrySettings, retry};
 use crate::secret::Secret;
@@ -18,9 +22,9 @@ use aws_sdk_s3::{Client, Config};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 /// Configuration section `s3`.
@@ -49,8 +53,13 @@ pub struct S3Settings {
     pub stall_bytes_per_s: u64,
     /// Requests for one object, resumed bodies included, before the fetch counts as failed.
     pub attempts: u32,
-    /// Requests in flight at most.
+    /// Objects fetched at once at most; fewer while the server asks to slow down.
     pub parallelism: usize,
+    /// If an object has not come after this long, in milliseconds, a second request for it is sent
+    /// and the faster one wins. 0 never sends one.
+    pub hedge_after_ms: u64,
+    /// Second requests at most, in percent of the first ones.
+    pub hedge_percent: u32,
     /// For how long a missing object may still appear, in milliseconds.
     pub missing_grace_ms: u64,
 }
@@ -70,6 +79,8 @@ impl Default for S3Settings {
             stall_bytes_per_s: 1_024,
             attempts: 5,
             parallelism: 64,
+            hedge_after_ms: 2_000,
+            hedge_percent: 5,
             missing_grace_ms: 60_000,
         }
     }
@@ -94,7 +105,14 @@ pub struct Fetcher {
     settings: Arc<S3Settings>,
     /// For messages: the endpoint, or AWS's in the region.
     server: Arc<str>,
-    permits: Arc<Semaphore>,
+    limiter: Arc<Limiter>,
+    hedges: Arc<Hedges>,
+}
+
+#[derive(Debug)]
+struct Hedges {
+    budget: Mutex<hedge::Budget>,
+    sent: AtomicU64,
 }
 
 impl Fetcher {
@@ -153,7 +171,11 @@ impl Fetcher {
         let config: Config = aws_sdk_s3::config::Builder::from(&shared).force_path_style(path_style).build();
         Ok(Self {
             client: Client::from_conf(config),
-            permits: Arc::new(Semaphore::new(settings.parallelism.max(1))),
+            limiter: Limiter::new(settings.parallelism),
+            hedges: Arc::new(Hedges {
+                budget: Mutex::new(hedge::Budget::new(settings.hedge_percent)),
+                sent: AtomicU64::new(0),
+            }),
             settings: Arc::new(settings.clone()),
             server: server.into(),
         })
@@ -171,14 +193,69 @@ impl Fetcher {
     /// response's headers, or what has been read. A body that breaks is resumed where it broke, as
     /// often as `attempts` allows; what comes out is complete.
     pub async fn fetch(&self, object: &ObjectRef, max_bytes: u64) -> Result<FetchedImage, FetchError> {
+        self.fetch_in(self.slot().await, object, max_bytes).await
+    }
+
+    /// Waits for a place among the objects that are fetched at once.
+    pub async fn slot(&self) -> Slot {
+        self.limiter.slot().await
+    }
+
+    /// [`Self::fetch`] in a place taken before.
+    pub async fn fetch_in(
+        &self,
+        slot: Slot,
+        object: &ObjectRef,
+        max_bytes: u64,
+    ) -> Result<FetchedImage, FetchError> {
         if let Some(size) = object.size
             && size > max_bytes
         {
             return Err(FetchError::TooLarge { object: object.to_string(), size, limit: max_bytes });
         }
-        // The semaphore is never closed; if it were, one request too many would do no harm.
-        let _permit = self.permits.acquire().await.ok();
-        body::Download::new(self, object, max_bytes).run().await
+        let download = || body::Download::new(self, object, max_bytes).run();
+        let result = match self.settings.hedge_after_ms {
+            0 => download().await,
+            after_ms => {
+                self.budget().requested();
+                let second = || {
+                    // Only a place that nobody waits for: an object's first request comes first.
+                    let slot = self.limiter.spare_slot()?;
+                    self.budget().spend().then(|| {
+                        self.hedges.sent.fetch_add(1, Ordering::Relaxed);
+                        async move {
+                            let _slot = slot;
+                            download().await
+                        }
+                    })
+                };
+                hedge::race(download(), Duration::from_millis(after_ms), second).await
+            }
+        };
+        slot.end(match &result {
+            Ok(_) => Load::Fine,
+            Err(FetchError::Unavailable { status, code, .. })
+                if matches!(status, 429 | 503) || code == "SlowDown" =>
+            {
+                Load::TooMuch
+            }
+            Err(_) => Load::Unknown,
+        });
+        result
+    }
+
+    /// Objects fetched at once at most, just now.
+    pub fn concurrency_limit(&self) -> usize {
+        self.limiter.current()
+    }
+
+    /// Second requests sent so far.
+    pub fn hedged(&self) -> u64 {
+        self.hedges.sent.load(Ordering::Relaxed)
+    }
+
+    fn budget(&self) -> std::sync::MutexGuard<'_, hedge::Budget> {
+        self.hedges.budget.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// [`Self::fetch`], repeated while it fails for passing or environmental reasons and `retry`
@@ -211,7 +288,18 @@ impl Fetcher {
         bucket: &str,
         prefix: &str,
     ) -> impl Stream<Item = Result<ObjectRef, FetchError>> + Send + use<> {
-        let pages = self.client.list_objects_v2().bucket(bucket).prefix(prefix).into_paginator().send();
+        self.list_after(bucket, prefix, None)
+    }
+
+    /// As [`Self::list`], but only the keys that sort behind `after`.
+    pub fn list_after(
+        &self,
+        bucket: &str,
+        prefix: &str,
+        after: Option<&str>,
+    ) -> impl Stream<Item = Result<ObjectRef, FetchError>> + Send + use<> {
+        let request = self.client.list_objects_v2().bucket(bucket).prefix(prefix);
+        let pages = request.set_start_after(after.map(str::to_owned)).into_paginator().send();
         let state = (pages, self.clone(), bucket.to_owned());
         stream::unfold(state, |(mut pages, fetcher, bucket)| async move {
             let objects: Vec<Result<ObjectRef, FetchError>> = match pages.next().await? {

@@ -33,10 +33,16 @@ pub enum EngineFailure {
     },
     /// The picture whose score is known no longer gets it.
     #[error(
-        "the built-in picture is scored wrongly twice in a row ({reason}); restart the process, and look \
+        "the built-in picture is not scored as it should be ({reason}); restart the process, and look \
          at the device if it happens again"
     )]
     Golden { reason: Arc<str> },
+    /// Images that may have ended a process cannot be scored in another one.
+    #[error(
+        "suspected images cannot be scored in a child process ({reason}); give the machine room for a \
+         second copy of the model, and put back the checkpoint that the worker started with"
+    )]
+    Quarantine { reason: Arc<str> },
     /// It was shut down.
     #[error("the engine has been shut down; start another one")]
     Stopped,
@@ -69,7 +75,7 @@ impl EngineFailure {
         match self {
             Self::OutOfMemory { .. } => 75,
             Self::Hung { .. } => 71,
-            Self::Device { .. } | Self::Model { .. } | Self::Golden { .. } => 70,
+            Self::Device { .. } | Self::Model { .. } | Self::Golden { .. } | Self::Quarantine { .. } => 70,
             Self::Stopped => 1,
         }
     }

@@ -52,7 +52,7 @@ fn paint(x: u32, y: u32) -> [u8; 3] {
     if from_x * from_x + from_y * from_y < 900 {
         [230, 190, 40]
     } else if x < 80 && y >= 60 {
-        if (x / 5 + y / 5) % 2 == 0 { [20, 30, 50] } else { [240, 240, 235] }
+        if (x / 5 + y / 5).is_multiple_of(2) { [20, 30, 50] } else { [240, 240, 235] }
     } else {
         [ramp(x, 160), ramp(y, 120), ramp(160 - x, 160)]
     }

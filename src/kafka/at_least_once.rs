@@ -5,11 +5,12 @@
 
 use super::client::ClientRole;
 use super::committer::{Cycle, Engine, Shared, Trouble, offsets_of};
+use super::decision::Refusal;
 use super::ledger::BatchPart;
 use super::outbox::Outbox;
 use super::stats::count;
 use rdkafka::consumer::{CommitMode, Consumer};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::KafkaError;
 use rdkafka::producer::Producer;
 use std::time::{Duration, Instant};
 
@@ -61,7 +62,10 @@ impl Engine for AtLeastOnce {
                 }
                 count(&self.shared.stats.outputs, batch.outputs.len());
                 count(&self.shared.stats.aborts, 1);
-                self.refused(&error)
+                let brokers = &self.shared.settings.brokers;
+                let remedy = "check the brokers and the group's ACLs";
+                let reason = format!("offsets could not be committed on {brokers}: {error}; {remedy}");
+                self.shared.refused(Refusal { code: error.rdkafka_error_code(), reason })
             }
         }
     }
@@ -78,22 +82,5 @@ impl AtLeastOnce {
         }
         let offsets = offsets_of(live.into_iter())?;
         member.commit(&offsets, CommitMode::Sync)
-    }
-
-    fn refused(&self, error: &KafkaError) -> Result<Cycle, Trouble> {
-        match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::UnknownMemberId) => {
-                self.shared.ledger.kill_all();
-                Ok(Cycle::Refused)
-            }
-            Some(RDKafkaErrorCode::IllegalGeneration | RDKafkaErrorCode::RebalanceInProgress) => {
-                tracing::info!(%error, "a commit was refused during a rebalance");
-                Ok(Cycle::Refused)
-            }
-            _ => Err(Trouble(format!(
-                "offsets could not be committed on {}: {error}; check the brokers and the group's ACLs",
-                self.shared.settings.brokers
-            ))),
-        }
     }
 }

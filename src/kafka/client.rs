@@ -21,6 +21,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// How long a token without a readable expiry is used.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(300);
 
+/// The facility of librdkafka's debug line about a connection that broke. No callback tells of one that
+/// the other side closed, after which the library sends requests again by itself.
+const BROKEN_CONNECTION: &str = "FAIL";
+
 /// What a client is for; shown in logs and as part of its client id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ClientRole {
@@ -28,6 +32,7 @@ pub(super) enum ClientRole {
     Lookup,
     Committer,
     Producer,
+    Reader,
     Probe,
 }
 
@@ -38,6 +43,7 @@ impl ClientRole {
             Self::Lookup => "lookup",
             Self::Committer => "committer",
             Self::Producer => "producer",
+            Self::Reader => "reader",
             Self::Probe => "probe",
         }
     }
@@ -77,6 +83,9 @@ impl ClientContext for Context {
     const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        if facility == BROKEN_CONNECTION {
+            self.transport_errors.fetch_add(1, Ordering::Relaxed);
+        }
         let role = self.role.as_str();
         match level {
             RDKafkaLogLevel::Emerg
@@ -161,6 +170,7 @@ pub(super) fn source_consumer(
         .set("session.timeout.ms", settings.session_timeout_ms.to_string())
         .set("heartbeat.interval.ms", settings.heartbeat_interval_ms.to_string())
         .set("max.poll.interval.ms", settings.max_poll_interval_ms.to_string())
+        .set("topic.metadata.refresh.interval.ms", settings.metadata_refresh_ms.to_string())
         .set("queued.min.messages", settings.prefetch_records.to_string())
         .set("queued.max.messages.kbytes", settings.prefetch_kib.to_string());
     create(settings, &config, context)
@@ -172,6 +182,26 @@ pub(super) fn lookup_consumer(settings: &KafkaSettings) -> Result<BaseConsumer<C
     let consumer = create(settings, &config, Context::new(ClientRole::Lookup, settings))?;
     serve(&consumer, Duration::from_millis(50));
     Ok(consumer)
+}
+
+/// A consumer for reading partitions by hand, without the group: committed records only.
+pub(super) fn reader_consumer(settings: &KafkaSettings) -> Result<BaseConsumer<Context>, Error> {
+    let mut config = group_config(settings, ClientRole::Reader);
+    config
+        .set("enable.partition.eof", "true")
+        .set("auto.offset.reset", "earliest")
+        .set("queued.min.messages", settings.prefetch_records.to_string())
+        .set("queued.max.messages.kbytes", settings.prefetch_kib.to_string());
+    create(settings, &config, Context::new(ClientRole::Reader, settings))
+}
+
+/// A client that sees where topics really end, open transactions included.
+pub(super) fn extent_client(settings: &KafkaSettings) -> Result<BaseConsumer<Context>, Error> {
+    let mut config = group_config(settings, ClientRole::Reader);
+    config.set("isolation.level", "read_uncommitted");
+    let client = create(settings, &config, Context::new(ClientRole::Reader, settings))?;
+    serve(&client, Duration::from_millis(20));
+    Ok(client)
 }
 
 /// Logs and requests for tokens are served by polling, also on a consumer that consumes nothing.
@@ -212,7 +242,10 @@ pub(super) fn producer_config(settings: &KafkaSettings, role: ClientRole) -> Cli
     if role == ClientRole::Committer && settings.delivery == Delivery::Transactional {
         config
             .set("transactional.id", settings.transactional_id())
-            .set("transaction.timeout.ms", settings.transaction_timeout_ms.to_string());
+            .set("transaction.timeout.ms", settings.transaction_timeout_ms.to_string())
+            // Among its few lines is the one that [`Context`] counts broken connections by.
+            .set("debug", "broker")
+            .set_log_level(RDKafkaLogLevel::Debug);
     }
     config
 }

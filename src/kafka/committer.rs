@@ -6,6 +6,7 @@
 
 use super::at_least_once::AtLeastOnce;
 use super::config::{Delivery, KafkaSettings};
+use super::decision::{Meaning, Refusal};
 use super::ledger::{Batch, Ledger};
 use super::source::SourceConsumer;
 use super::stats::{KafkaStats, count};
@@ -96,6 +97,21 @@ impl Shared {
             self.ledger.restage(part);
         }
         count(&self.stats.aborts, 1);
+    }
+
+    /// What a cycle comes to whose commit was refused.
+    pub fn refused(&self, refusal: Refusal) -> Result<Cycle, Trouble> {
+        match refusal.meaning() {
+            Meaning::Expelled => {
+                self.ledger.kill_all();
+                Ok(Cycle::Refused)
+            }
+            Meaning::Rebalancing => {
+                tracing::info!(reason = refusal.reason, "a commit was refused during a rebalance");
+                Ok(Cycle::Refused)
+            }
+            Meaning::Trouble => Err(Trouble(refusal.reason)),
+        }
     }
 }
 

@@ -97,6 +97,11 @@ pub struct KafkaSettings {
     pub group: String,
     /// Topics with object notifications.
     pub input_topics: Vec<String>,
+    /// Where `backfill` puts what is to be scored beside the uploads. The worker reads it while nothing
+    /// waits in `input_topics`.
+    pub backfill_topic: Option<String>,
+    /// Records of `backfill_topic` that a worker may have in flight, which a live one queues behind.
+    pub backfill_records: usize,
     /// Where every item's outcome goes.
     pub output_topic: String,
     /// Where records with permanently bad items go.
@@ -136,6 +141,8 @@ pub struct KafkaSettings {
     pub prefetch_kib: u32,
     /// The largest record to produce; detail is left out of larger outputs.
     pub max_record_bytes: u32,
+    /// How often the brokers are asked for new partitions, in milliseconds.
+    pub metadata_refresh_ms: u32,
     /// How often lag is measured.
     pub lag_interval_ms: u64,
 }
@@ -154,6 +161,8 @@ impl Default for KafkaSettings {
             brokers: "localhost:9092".into(),
             group: "roc4mllm".into(),
             input_topics: vec!["uploads".into()],
+            backfill_topic: None,
+            backfill_records: 64,
             output_topic: "scores".into(),
             dead_letter_topic: "scores-dead-letters".into(),
             labels_topic: "labels".into(),
@@ -177,6 +186,7 @@ impl Default for KafkaSettings {
             prefetch_records: 1_000,
             prefetch_kib: 4_096,
             max_record_bytes: 1_000_000,
+            metadata_refresh_ms: 30_000,
             lag_interval_ms: 5_000,
         }
     }
@@ -199,20 +209,28 @@ impl KafkaSettings {
             ("output_topic", self.output_topic.as_str()),
             ("dead_letter_topic", self.dead_letter_topic.as_str()),
         ];
-        for (setting, topic) in
-            named.into_iter().chain(self.input_topics.iter().map(|t| ("input_topics", t.as_str())))
-        {
+        let backfill = self.backfill_topic.as_deref().map(|topic| ("backfill_topic", topic));
+        let inputs = self.input_topics.iter().map(|topic| ("input_topics", topic.as_str()));
+        for (setting, topic) in named.into_iter().chain(inputs).chain(backfill) {
             if let Err(reason) = check_topic_name(topic) {
                 return bad(setting, reason);
             }
         }
         for (setting, topic) in named {
-            if self.input_topics.iter().any(|input| input == topic) {
+            if self.consumed_topics().any(|input| input == topic) {
                 return bad(
                     setting,
                     format!("{topic:?} is an input topic too, which would be a loop; use another"),
                 );
             }
+        }
+        if let Some((setting, topic)) = backfill
+            && self.input_topics.iter().any(|input| input == topic)
+        {
+            return bad(
+                setting,
+                format!("{topic:?} is one of input_topics; live uploads go before it, so use another"),
+            );
         }
         if self.message_timeout_ms >= self.transaction_timeout_ms {
             return bad(
@@ -237,8 +255,10 @@ impl KafkaSettings {
         }
         for (setting, zero) in [
             ("commit_interval_ms", self.commit_interval_ms == 0),
+            ("backfill_records", self.backfill_records == 0),
             ("commit_outputs", self.commit_outputs == 0),
             ("queue_records", self.queue_records == 0),
+            ("metadata_refresh_ms", self.metadata_refresh_ms == 0),
             ("lag_interval_ms", self.lag_interval_ms == 0),
         ] {
             if zero {
@@ -280,10 +300,16 @@ impl KafkaSettings {
         self.transactional_id.clone().unwrap_or_else(|| format!("{}-{}", self.group, instance_name()))
     }
 
+    /// Every topic that the worker reads: uploads, then backfills.
+    pub fn consumed_topics(&self) -> impl Iterator<Item = &str> {
+        self.input_topics.iter().chain(&self.backfill_topic).map(String::as_str)
+    }
+
     /// The topics that have to exist, each with the setting that names it.
     pub fn required_topics(&self) -> Vec<(&'static str, &str)> {
         let mut topics: Vec<_> =
             self.input_topics.iter().map(|topic| ("kafka.input_topics", topic.as_str())).collect();
+        topics.extend(self.backfill_topic.as_deref().map(|topic| ("kafka.backfill_topic", topic)));
         topics.push(("kafka.output_topic", &self.output_topic));
         topics.push(("kafka.dead_letter_topic", &self.dead_letter_topic));
         topics
@@ -342,6 +368,9 @@ mod tests {
         assert!(refused(|s| s.input_topics.clear()).starts_with("kafka.input_topics"));
         assert!(refused(|s| s.input_topics.push("a b".into())).contains("\"a b\""));
         assert!(refused(|s| s.output_topic = "uploads".into()).contains("loop"));
+        assert!(refused(|s| s.backfill_topic = Some("scores".into())).contains("loop"));
+        assert!(refused(|s| s.backfill_topic = Some("uploads".into())).starts_with("kafka.backfill_topic"));
+        assert!(refused(|s| s.backfill_topic = Some(String::new())).starts_with("kafka.backfill_topic"));
         assert!(refused(|s| s.output_topic = "nul\0".into()).starts_with("kafka.output_topic"));
         assert!(refused(|s| s.message_timeout_ms = 30_000).contains("transaction_timeout_ms"));
         assert!(refused(|s| s.revoke_drain_ms = 300_000).starts_with("kafka.revoke_drain_ms"));

@@ -77,7 +77,7 @@ pub fn connect(settings: &KafkaSettings) -> Result<Connection, Error> {
         draining: Arc::clone(&draining),
     };
     let consumer: Arc<SourceConsumer> = Arc::new(super::client::source_consumer(settings, context)?);
-    let topics: Vec<&str> = settings.input_topics.iter().map(String::as_str).collect();
+    let topics: Vec<&str> = settings.consumed_topics().collect();
     consumer.subscribe(&topics).map_err(|source| super::client::refused(settings, source))?;
 
     let committer = committer::Committer::new(

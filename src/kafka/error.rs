@@ -25,6 +25,15 @@ pub enum Error {
     /// A record could not be produced.
     #[error("could not produce to topic {topic:?}: {reason}; check the topic, its ACLs and its size limit")]
     Produce { topic: String, reason: String, retriable: bool },
+    /// A topic could not be read.
+    #[error("could not read topic {topic:?} to its end: {reason}; run the command again")]
+    Read { topic: String, reason: String },
+    /// A command's transaction did not end well. What it committed before stays.
+    #[error("a transaction of {id:?} on {brokers} failed: {reason}; run the command again")]
+    Transaction { id: String, brokers: String, reason: String },
+    /// Committed offsets could not be read or written.
+    #[error("offsets of group {group:?} on {brokers}: {reason}; check the brokers and the group's ACLs")]
+    Offsets { group: String, brokers: String, reason: String },
     /// A thread could not be started.
     #[error("could not start thread {name}: {source}; raise the process or memory limit")]
     Thread { name: &'static str, source: std::io::Error },
@@ -38,7 +47,10 @@ impl Error {
             Self::Unreachable { .. } | Self::TopicMissing { .. } | Self::TopicDenied { .. } => {
                 Disposition::Hold
             }
-            Self::Produce { retriable: true, .. } => Disposition::Retry,
+            Self::Produce { retriable: true, .. }
+            | Self::Read { .. }
+            | Self::Transaction { .. }
+            | Self::Offsets { .. } => Disposition::Retry,
             Self::Produce { retriable: false, .. } => Disposition::Hold,
         }
     }

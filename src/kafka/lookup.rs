@@ -132,12 +132,15 @@ impl Lookup {
     fn measure_lag(&mut self) {
         let (mut lag, mut seen) = (BTreeMap::new(), BTreeMap::new());
         let halted = self.stats.paused.load(Ordering::Relaxed);
+        let backfill = self.settings.backfill_topic.as_deref();
+        let backfill_paused = self.stats.backfill_paused.load(Ordering::Relaxed);
         for progress in self.ledger.progress() {
             let source = &progress.source;
             match self.consumer.fetch_watermarks(&source.topic, source.partition, WATERMARK_TIMEOUT) {
                 Ok((_, high)) => {
                     let Progress { position, full, .. } = progress;
-                    seen.insert(source.clone(), Seen { position, high, held: halted || full });
+                    let waits = backfill_paused && backfill == Some(source.topic.as_ref());
+                    seen.insert(source.clone(), Seen { position, high, held: halted || full || waits });
                     let unfinished = high.saturating_sub(progress.base).max(0) as u64;
                     lag.insert(progress.source, unfinished.saturating_sub(progress.done_ahead as u64));
                 }

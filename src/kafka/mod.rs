@@ -33,14 +33,19 @@
 //! member can commit a partition that it has just lost (hence epochs, in [`receipt`]); a transaction
 //! whose end got no answer may still be decided by a late copy of the request (hence the producer is
 //! replaced and the committed offsets are read, in [`committer`]); and a thread that blocks between
-//! polls loses its partitions (hence one that only polls, in [`source`]).
+//! polls loses its partitions (hence one that only polls, in [`source`]). A record that
+//! kills its process would be read again for ever (hence holdings are counted before any record is handed
+//! out, in [`crash_loop`], and [`Ledger::is_suspect`] says what to keep away from this process).
 
 pub mod admin;
 mod at_least_once;
+pub mod batch_writer;
 mod client;
 pub mod committer;
 pub mod config;
 mod connection;
+pub mod crash_loop;
+mod decision;
 mod error;
 pub mod gate;
 pub mod ledger;
@@ -48,13 +53,18 @@ mod lookup;
 mod native;
 pub mod offsets;
 mod outbox;
+mod priority;
 pub mod producer;
+pub mod reader;
 mod rebalance;
 pub mod receipt;
+mod settlement;
 pub mod source;
 mod stall;
 pub mod stats;
 mod transactional;
+#[cfg(test)]
+mod walk;
 
 pub use config::{Delivery, KafkaSettings};
 pub use connection::{Connection, Control, Drained, connect};

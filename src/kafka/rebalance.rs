@@ -152,6 +152,8 @@ impl SourceContext {
         let unfinished = self.ledger.wait_started(Some(epochs), begun + patience);
         if unfinished == 0 {
             self.ledger.settle(Some(epochs));
+        } else if !self.draining.load(Ordering::Relaxed) {
+            self.ledger.hand_over(epochs);
         }
         let committed = self.requests.cycle(self.revoke_drain.saturating_sub(begun.elapsed()));
         if unfinished > 0 || !committed {

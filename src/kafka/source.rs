@@ -7,6 +7,7 @@
 use super::committer::{CommitRequests, Request};
 use super::ledger::{Delivery, Ledger};
 use super::lookup::{Opening, Wanted};
+use super::priority::{BackfillGate, Load};
 use super::rebalance::{Change, SourceContext};
 use super::receipt::{ConsumedRecord, Epoch, Receipt, TopicPartition};
 use super::stats::{KafkaStats, count};
@@ -34,6 +35,11 @@ const WATCHFUL_POLL: Duration = Duration::from_millis(10);
 const FULL_GRACE: Duration = Duration::from_millis(20);
 /// How often positions are read and epochs are checked.
 const UPKEEP_INTERVAL: Duration = Duration::from_millis(500);
+/// By when a partition has been fetched from, so that what is known of its log's end is not from an
+/// earlier assignment.
+const FIRST_FETCH: Duration = Duration::from_secs(3);
+/// How often it is asked whether uploads wait, while there is a backfill to hold back.
+const PRIORITY_INTERVAL: Duration = Duration::from_millis(20);
 const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) struct SourceParts {
@@ -61,13 +67,21 @@ pub(super) struct Source {
     /// Everything is paused.
     halted: bool,
     upkeep_due: Instant,
+    backfill: BackfillGate,
+    /// Partitions of the backfill topic may be read.
+    backfill_open: bool,
+    priority_due: Instant,
 }
 
 #[derive(Debug)]
 struct Partition {
     epoch: Epoch,
+    /// It is one of the backfill topic's, which live ones go before.
+    backfill: bool,
     /// Its committed offset is known and has been sought.
     opened: bool,
+    /// Since when a commit counts this holding of it, and its records may come.
+    announced: Option<Instant>,
     /// Its window is full.
     full: bool,
     /// What librdkafka was told last.
@@ -76,8 +90,12 @@ struct Partition {
 
 impl Source {
     pub fn new(parts: SourceParts, fatal: oneshot::Sender<Fatal>) -> Self {
-        let topics = parts.settings.input_topics.iter().map(|topic| Arc::from(topic.as_str())).collect();
+        let topics = parts.settings.consumed_topics().map(Arc::from).collect();
+        let backfill = BackfillGate::new(parts.settings.backfill_records);
         Self {
+            backfill,
+            backfill_open: false,
+            priority_due: Instant::now(),
             parts,
             fatal: Some(fatal),
             topics,
@@ -121,6 +139,10 @@ impl Source {
             self.upkeep();
             self.upkeep_due = Instant::now() + UPKEEP_INTERVAL;
         }
+        if self.priority_due <= Instant::now() {
+            self.prioritize();
+            self.priority_due = Instant::now() + PRIORITY_INTERVAL;
+        }
         self.pause_and_resume();
     }
 
@@ -137,7 +159,9 @@ impl Source {
 
     /// Has the committed offset of a partition looked up; until then it stays paused.
     fn begin(&mut self, source: TopicPartition, epoch: Epoch) {
-        let partition = Partition { epoch, opened: false, full: false, paused: true };
+        let backfill = self.parts.settings.backfill_topic.as_deref() == Some(source.topic.as_ref());
+        let partition =
+            Partition { epoch, backfill, opened: false, announced: None, full: false, paused: true };
         self.partitions.insert(source.clone(), partition);
         // Fails only if the lookup thread is gone, which nothing but a panic there can cause; then the
         // partition never opens, and the watchdog over progress ends the process.
@@ -158,7 +182,19 @@ impl Source {
             let _ = self.parts.lookups.send(Wanted { source, epoch });
             return;
         }
+        let crash_loop = tracker.crash_loop();
+        if crash_loop.is_suspicious() {
+            tracing::warn!(
+                %source,
+                begin,
+                starts = crash_loop.count(),
+                "processes keep ending while they work on this partition; until it is past the records \
+                 that were in flight, images are decoded and scored in a process of their own"
+            );
+        }
         partition.opened = self.parts.ledger.open(epoch, tracker);
+        // What waits for it is the whole partition.
+        self.parts.requests.send(Request::Due);
         tracing::info!(%source, begin, "reading");
     }
 
@@ -196,6 +232,48 @@ impl Source {
         for partition in self.partitions.values_mut().filter(|partition| partition.full) {
             partition.full = !self.parts.ledger.has_room(partition.epoch);
         }
+        let uncounted = |partition: &&mut Partition| partition.opened && partition.announced.is_none();
+        for partition in self.partitions.values_mut().filter(uncounted) {
+            if self.parts.ledger.is_announced(partition.epoch) {
+                partition.announced = Some(Instant::now());
+            }
+        }
+    }
+
+    /// Decides whether the backfill's partitions may be read just now.
+    fn prioritize(&mut self) {
+        let backfills: Vec<Epoch> =
+            self.partitions.values().filter(|partition| partition.backfill).map(|p| p.epoch).collect();
+        if backfills.is_empty() {
+            self.parts.stats.backfill_paused.store(false, Ordering::Relaxed);
+            return;
+        }
+        let load = Load {
+            live_waiting: self.live_waiting(),
+            backfill_in_flight: self.parts.ledger.in_flight_of(&backfills),
+        };
+        self.backfill_open = self.backfill.is_open(Instant::now(), load);
+        self.parts.stats.backfill_paused.store(!self.backfill_open, Ordering::Relaxed);
+    }
+
+    /// Records of live partitions that were not read yet. A partition that is not opened counts as one
+    /// that has some.
+    fn live_waiting(&self) -> u64 {
+        let Ok(positions) = self.parts.consumer.position() else { return 0 };
+        let mut waiting = 0;
+        for (source, partition) in self.partitions.iter().filter(|(_, partition)| !partition.backfill) {
+            if !partition.opened {
+                waiting += 1;
+                continue;
+            }
+            let position =
+                positions.find_partition(&source.topic, source.partition).map(|entry| entry.offset());
+            let end = native::known_end(&self.parts.consumer, source);
+            if let (Some(Offset::Offset(position)), Some(end)) = (position, end) {
+                waiting += end.saturating_sub(position).max(0) as u64;
+            }
+        }
+        waiting
     }
 
     /// Reads positions, which pass control records, and gives partitions whose epoch was ended by a
@@ -218,6 +296,10 @@ impl Source {
             let source = TopicPartition::new(self.intern(entry.topic()), entry.partition());
             if let Some(partition) = self.partitions.get(&source).filter(|partition| partition.opened) {
                 self.parts.ledger.set_position(partition.epoch, position);
+                let fetched = partition.announced.is_some_and(|since| since.elapsed() > FIRST_FETCH);
+                if fetched && native::cached_end(&self.parts.consumer, &source) == Some(position) {
+                    self.parts.ledger.reach_end(partition.epoch);
+                }
             }
         }
     }
@@ -234,7 +316,8 @@ impl Source {
         let (mut pause, mut resume) = (TopicPartitionList::new(), TopicPartitionList::new());
         let mut changed = false;
         for (source, partition) in &mut self.partitions {
-            let wanted = self.halted || partition.full || !partition.opened;
+            let held = partition.backfill && !self.backfill_open;
+            let wanted = self.halted || held || partition.full || partition.announced.is_none();
             if wanted != partition.paused {
                 let list = if wanted { &mut pause } else { &mut resume };
                 list.add_partition(&source.topic, source.partition);
@@ -256,7 +339,9 @@ impl Source {
     fn poll(&mut self) -> Result<(), Fatal> {
         let watchful = self.halted
             || self.aside.is_some()
-            || self.partitions.values().any(|partition| partition.full || !partition.opened);
+            || self.partitions.values().any(|partition| {
+                partition.full || partition.announced.is_none() || (partition.backfill && !self.backfill_open)
+            });
         let consumer = Arc::clone(&self.parts.consumer);
         match consumer.poll(if watchful { WATCHFUL_POLL } else { IDLE_POLL }) {
             None => Ok(()),
@@ -284,10 +369,14 @@ impl Source {
             delivery = self.parts.ledger.deliver(partition.epoch, message.offset());
         }
         partition.full = self.parts.ledger.is_full(partition.epoch);
+        let backfill = partition.backfill;
         match delivery {
             Delivery::Process(receipt) => {
                 failpoint::reach("consumed");
                 self.pass_on(consumed(receipt, message));
+                if backfill {
+                    self.prioritize();
+                }
             }
             Delivery::AlreadyDone => count(&self.parts.stats.already_done, 1),
             // Upkeep begins the partition again from its committed offset.

@@ -28,6 +28,8 @@ pub struct KafkaStats {
     pub lost: AtomicU64,
     /// Whether intake is paused as a whole, by a full queue or by the gate.
     pub paused: AtomicBool,
+    /// Whether the backfill topic is held back, by waiting uploads or by what is in flight of it.
+    pub backfill_paused: AtomicBool,
     /// Milliseconds since `started` of the poll thread's last turn.
     polled_at_ms: AtomicU64,
     /// The same, of the last successful commit cycle, an empty one included.
@@ -51,6 +53,7 @@ impl Default for KafkaStats {
             revoked: AtomicU64::new(0),
             lost: AtomicU64::new(0),
             paused: AtomicBool::new(false),
+            backfill_paused: AtomicBool::new(false),
             polled_at_ms: AtomicU64::new(0),
             committed_at_ms: AtomicU64::new(0),
             lag: Mutex::new(BTreeMap::new()),

@@ -8,63 +8,72 @@
 
 use super::client::ClientRole;
 use super::committer::{Cycle, Engine, Shared, Trouble, offsets_of};
+use super::decision::{Complaint, Outcome, Refusal, Verdict};
 use super::ledger::Batch;
 use super::outbox::Outbox;
+use super::settlement::Settlement;
 use super::stats::count;
-use super::{client, lookup, native};
+use super::{KafkaSettings, client, lookup, native};
 use crate::failpoint::{self, Rule};
 use rdkafka::consumer::{Consumer, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::Producer;
+use std::fmt::Display;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// Waiting for another transaction to end takes the broker up to ten seconds.
 const COMMITTED_TIMEOUT: Duration = Duration::from_secs(15);
-const RETRY_PAUSE: Duration = Duration::from_millis(50);
+pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 pub(super) struct Transactional {
     shared: Shared,
     outbox: Option<Outbox>,
-    /// A batch whose transaction has no known outcome.
-    unresolved: Option<Batch>,
+    settlement: Settlement,
 }
 
-/// How a transaction ended.
-enum Outcome {
-    Committed,
-    /// Certainly not committed.
-    Aborted(Refusal),
-    /// Perhaps committed.
-    Doubtful(String),
-}
-
-/// Why a transaction was aborted.
-struct Refusal {
-    code: Option<RDKafkaErrorCode>,
-    reason: String,
-}
-
-/// What to do after a transactional call failed.
-enum Verdict {
-    Retry,
-    Abort,
-    Replace,
-}
-
-/// librdkafka says which calls may be repeated and which transactions must be aborted; a timeout is
-/// neither here, though the library would go on waiting if called again.
-fn verdict(error: &KafkaError) -> Verdict {
+/// What librdkafka says of a failed call.
+pub(super) fn verdict(error: &KafkaError) -> Verdict {
     match error {
-        KafkaError::Transaction(error) if error.is_fatal() => Verdict::Replace,
-        KafkaError::Transaction(error) if error.txn_requires_abort() => Verdict::Abort,
-        KafkaError::Transaction(error)
-            if error.is_retriable() && error.code() != RDKafkaErrorCode::OperationTimedOut =>
-        {
-            Verdict::Retry
-        }
-        _ => Verdict::Replace,
+        KafkaError::Transaction(error) => Complaint {
+            fatal: error.is_fatal(),
+            requires_abort: error.txn_requires_abort(),
+            retriable: error.is_retriable(),
+            timed_out: error.code() == RDKafkaErrorCode::OperationTimedOut,
+        },
+        _ => Complaint::default(),
     }
+    .verdict()
+}
+
+fn refusal(error: &KafkaError) -> Refusal {
+    let code = match error {
+        KafkaError::Transaction(error) => Some(error.code()),
+        other => other.rdkafka_error_code(),
+    };
+    Refusal { code, reason: format!("a transaction was refused: {error}") }
+}
+
+/// Makes a producer and has it end whatever an earlier one of the same transactional id left.
+pub(super) fn open_producer(settings: &KafkaSettings) -> Result<Outbox, Trouble> {
+    let outbox = Outbox::new(settings, ClientRole::Committer).map_err(|error| Trouble(error.to_string()))?;
+    let deadline = Instant::now() + settings.socket_timeout();
+    while let Err(error) = outbox.producer().init_transactions(remaining(deadline)) {
+        if matches!(verdict(&error), Verdict::Retry) && Instant::now() < deadline {
+            thread::sleep(RETRY_PAUSE);
+            continue;
+        }
+        let detail = outbox.client().last_error().map(|detail| format!(" ({detail})")).unwrap_or_default();
+        let id = settings.transactional_id();
+        retire(outbox);
+        return Err(Trouble(format!(
+            "transactions can't begin on {} as {id:?}: {error}{detail}; check the brokers, \
+             the ACLs of the transactional id, and whether they support transactions (kafka.delivery)",
+            settings.brokers
+        )));
+    }
+    Ok(outbox)
 }
 
 impl Engine for Transactional {
@@ -83,76 +92,47 @@ impl Engine for Transactional {
             // No member just now, so there are no partitions, or not for long.
             return Ok(if self.shared.ledger.uncommitted() == 0 { Cycle::Clean } else { Cycle::Refused });
         };
-        let Some(batch) = self.shared.ledger.take() else { return Ok(Cycle::Clean) };
+        let Some(batch) = self.settlement.take() else { return Ok(Cycle::Clean) };
         self.commit(batch, &group)
     }
 }
 
 impl Transactional {
     pub fn new(shared: Shared) -> Self {
-        Self { shared, outbox: None, unresolved: None }
+        let settlement = Settlement::new(Arc::clone(&shared.ledger));
+        Self { shared, outbox: None, settlement }
     }
 
-    /// Makes a producer and has it end whatever an earlier one of the same transactional id left.
     fn ensure_producer(&mut self) -> Result<(), Trouble> {
-        if self.outbox.is_some() {
-            return Ok(());
+        if self.outbox.is_none() {
+            self.outbox = Some(open_producer(&self.shared.settings)?);
         }
-        let settings = &self.shared.settings;
-        let outbox =
-            Outbox::new(settings, ClientRole::Committer).map_err(|error| Trouble(error.to_string()))?;
-        let deadline = Instant::now() + settings.socket_timeout();
-        while let Err(error) = outbox.producer().init_transactions(remaining(deadline)) {
-            if matches!(verdict(&error), Verdict::Retry) && Instant::now() < deadline {
-                thread::sleep(RETRY_PAUSE);
-                continue;
-            }
-            let detail =
-                outbox.client().last_error().map(|detail| format!(" ({detail})")).unwrap_or_default();
-            let id = settings.transactional_id();
-            retire(outbox);
-            return Err(Trouble(format!(
-                "transactions can't begin on {} as {id:?}: {error}{detail}; check the brokers, \
-                 the ACLs of the transactional id, and whether they support transactions (kafka.delivery)",
-                settings.brokers
-            )));
-        }
-        self.outbox = Some(outbox);
         Ok(())
     }
 
     /// Finds out what became of the transaction in doubt. The new producer has ended it one way or
     /// the other, and a stable read of the committed offsets shows which.
     fn resolve(&mut self) -> Result<(), Trouble> {
-        let Some(batch) = &self.unresolved else { return Ok(()) };
-        let ledger = &self.shared.ledger;
-        let live: Vec<_> = batch.parts.iter().filter(|part| ledger.is_live_epoch(part.epoch)).collect();
-        let doubtful = |reason: String| Trouble(format!("a commit's outcome is not known yet: {reason}"));
-        if !live.is_empty() {
-            let sources: Vec<_> = live.iter().map(|part| part.source.clone()).collect();
-            let consumer = client::lookup_consumer(&self.shared.settings)
-                .map_err(|error| doubtful(error.to_string()))?;
-            let found = lookup::committed(&consumer, &sources, COMMITTED_TIMEOUT)
-                .and_then(|found| found.into_iter().collect::<Result<Vec<_>, _>>())
-                .map_err(|error| doubtful(error.to_string()))?;
-            let mut happened = 0;
-            for (part, found) in live.iter().zip(found) {
-                let expected = (part.plan.base, part.plan.metadata.as_bytes());
-                let found = found.filter(|_| Rule::Compare.holds());
-                if found.as_ref().is_some_and(|(base, metadata)| (*base, metadata.as_slice()) == expected) {
-                    ledger.committed(part);
-                    happened += 1;
-                } else {
-                    ledger.restage(part);
-                }
-            }
-            tracing::info!(partitions = live.len(), happened, "found out what became of a commit");
-            if happened > 0 {
-                count(&self.shared.stats.commits, 1);
-                count(&self.shared.stats.outputs, batch.outputs.len());
-            }
+        let sources = self.settlement.in_doubt();
+        if sources.is_empty() {
+            return Ok(());
         }
-        self.unresolved = None;
+        let doubtful = |error: &dyn Display| Trouble(format!("a commit's outcome is not known yet: {error}"));
+        let consumer = client::lookup_consumer(&self.shared.settings).map_err(|error| doubtful(&error))?;
+        let committed = lookup::committed(&consumer, &sources, COMMITTED_TIMEOUT)
+            .and_then(|committed| committed.into_iter().collect::<Result<Vec<_>, _>>())
+            .map_err(|error| doubtful(&error))?;
+        let committed = committed.into_iter().map(|found| found.filter(|_| Rule::Compare.holds()));
+        let resolved = self.settlement.resolve(&sources.into_iter().zip(committed).collect());
+        tracing::info!(
+            partitions = resolved.partitions,
+            happened = resolved.happened,
+            "found out what became of a commit"
+        );
+        if resolved.happened > 0 {
+            count(&self.shared.stats.commits, 1);
+            count(&self.shared.stats.outputs, resolved.outputs);
+        }
         Ok(())
     }
 
@@ -167,42 +147,29 @@ impl Transactional {
         let message_timeout = Duration::from_millis(u64::from(self.shared.settings.message_timeout_ms));
         let outcome = transaction.run(&batch, group, message_timeout);
         let suspect = transaction.slow || outbox.client().transport_errors() != errors;
-        if suspect || matches!(outcome, Outcome::Doubtful(_)) {
+        if outcome.replaces_producer(suspect) {
             tracing::info!(slow = transaction.slow, "the transactional producer is replaced");
             count(&self.shared.stats.producer_replacements, 1);
             retire(outbox);
         } else {
             self.outbox = Some(outbox);
         }
+        let outputs = batch.outputs.len();
+        self.settlement.settle(batch, &outcome);
+        let stats = &self.shared.stats;
         match outcome {
             Outcome::Committed => {
-                self.shared.committed(&batch);
+                count(&stats.commits, 1);
+                count(&stats.outputs, outputs);
                 Ok(Cycle::Clean)
             }
             Outcome::Aborted(refusal) => {
-                self.shared.restage(&batch);
-                self.refused(refusal)
+                count(&stats.aborts, 1);
+                self.shared.refused(refusal)
             }
             Outcome::Doubtful(reason) => {
-                self.unresolved = Some(batch);
                 Err(Trouble(format!("a commit got no answer that settles it: {reason}")))
             }
-        }
-    }
-
-    /// A rebalance explains most refusals, and those are part of normal life.
-    fn refused(&self, Refusal { code, reason }: Refusal) -> Result<Cycle, Trouble> {
-        match code {
-            Some(RDKafkaErrorCode::UnknownMemberId) => {
-                // The group has expelled this member, which the consumer may not know yet.
-                self.shared.ledger.kill_all();
-                Ok(Cycle::Refused)
-            }
-            Some(RDKafkaErrorCode::IllegalGeneration | RDKafkaErrorCode::RebalanceInProgress) => {
-                tracing::info!(reason, "a commit was refused during a rebalance");
-                Ok(Cycle::Refused)
-            }
-            _ => Err(Trouble(reason)),
         }
     }
 }
@@ -219,7 +186,7 @@ impl Transaction<'_> {
     fn run(&mut self, batch: &Batch, group: &ConsumerGroupMetadata, message_timeout: Duration) -> Outcome {
         let offsets = match offsets_of(batch.parts.iter()) {
             Ok(offsets) => offsets,
-            Err(error) => return Outcome::Aborted(Refusal::of(&error)),
+            Err(error) => return Outcome::Aborted(refusal(&error)),
         };
         let producer = self.outbox.producer();
         if let Err(error) = producer.begin_transaction() {
@@ -255,7 +222,7 @@ impl Transaction<'_> {
         let result = self.repeat(attempt);
         let Err(error) = result else { return Ok(()) };
         match verdict(&error) {
-            Verdict::Abort => Err(self.abort(Refusal::of(&error))),
+            Verdict::Abort => Err(self.abort(refusal(&error))),
             Verdict::Retry | Verdict::Replace => Err(Outcome::Doubtful(error.to_string())),
         }
     }
@@ -286,23 +253,13 @@ impl Transaction<'_> {
     }
 }
 
-impl Refusal {
-    fn of(error: &KafkaError) -> Self {
-        let code = match error {
-            KafkaError::Transaction(error) => Some(error.code()),
-            other => other.rdkafka_error_code(),
-        };
-        Self { code, reason: format!("a transaction was refused: {error}") }
-    }
-}
-
 /// librdkafka takes a timeout of 0 for "don't wait", so never quite that.
-fn remaining(deadline: Instant) -> Duration {
+pub(super) fn remaining(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
 }
 
 /// Closes a producer elsewhere: that can block for as long as a broker doesn't answer.
-fn retire(outbox: Outbox) {
+pub(super) fn retire(outbox: Outbox) {
     let spawned = thread::Builder::new().name("kafka-retire".into()).spawn(move || drop(outbox));
     if let Err(error) = spawned {
         // The closure, and the producer in it, was dropped right here instead.

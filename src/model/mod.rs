@@ -24,5 +24,5 @@ mod synthetic;
 pub mod tokenizer;
 
 pub use error::ModelError;
-pub use scorer::TorchScorer;
+pub use scorer::{TorchScorer, served_version};
 pub use settings::ModelSettings;

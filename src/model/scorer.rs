@@ -219,6 +219,18 @@ fn open_family(
     }
 }
 
+/// The version that a worker with these settings writes into its rows. Reads the checkpoint's files once
+/// and loads nothing.
+///
+/// # Errors
+/// [`ModelError`] when the folder, its files or the device can't be used.
+pub fn served_version(settings: &ModelSettings) -> Result<String, ModelError> {
+    let device = settings.device.open()?;
+    let checkpoint = Checkpoint::open(Path::new(&settings.checkpoint))?;
+    let kind = settings.dtype.resolve(checkpoint.stored_kind(), device);
+    Ok(version_name(&checkpoint.digest()?.version, &settings.prompt, kind))
+}
+
 /// Sets the CPU threads of one tensor operation, for the whole process.
 fn use_threads(threads: usize) {
     let threads = match threads {

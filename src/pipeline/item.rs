@@ -2,34 +2,33 @@
 
 use super::{
     Parts,
+    hold::{Dependency, Pass},
     in_flight::{Claim, InFlight, Lead},
     outcome::{self, Facts},
+    storing,
 };
 use crate::{
     failpoint::{self, Rule},
-    fault::{Disposition, ErrorCode, ItemError, Stage},
-    fetch::{FetchError, FetchedImage},
-    inference::{ScoreFailure, Scored},
+    fault::{ErrorCode, ItemError, Stage},
     kafka::ConsumedRecord,
     object::{ObjectRef, ScoreId},
-    pipeline::admission::BytesPermit,
     record::{
         input::{Item, ParsedItem},
         trace::TraceContext,
     },
-    retry::{GaveUp, retry},
     score::{ItemStatus, ModelVersion},
     store::{ScoreRow, SourcePosition, StoreError, StoredScore, WriteRequest},
 };
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicI64, Ordering},
-    },
-    time::Instant,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+    time::Duration,
 };
 use tokio::sync::oneshot;
 use tracing::Instrument;
+
+/// How often an item that waits looks whether its partition has gone.
+const OURS_CHECKED_EVERY: Duration = Duration::from_secs(1);
 
 /// The task of one item of one record.
 pub(super) struct ItemTask {
@@ -42,7 +41,7 @@ pub(super) struct ItemTask {
 
 /// Why a task ends without an outcome; its record is replayed.
 #[derive(Debug, thiserror::Error)]
-enum Abandoned {
+pub(super) enum Abandoned {
     #[error("the partition belongs to another worker now")]
     PartitionLost,
     #[error("the process is stopping")]
@@ -54,7 +53,7 @@ enum Abandoned {
 }
 
 /// What an item came to.
-struct Ended {
+pub(super) struct Ended {
     end: End,
     facts: Facts,
     /// Held until the row is written, so that a second notification finds it.
@@ -91,8 +90,16 @@ impl ItemTask {
         let Ended { end, facts, _lead } = self.work().await?;
         let (stored, emitted) = match end {
             End::Stored(stored) => (*stored, Rule::Reemit.holds()),
-            End::Row(row) => (self.write(*row, &facts).await?, true),
+            End::Row(row) => {
+                if outcome::is_dead_letter(&row) {
+                    self.dead_letter().await?;
+                }
+                (self.write(*row, &facts).await?, true)
+            }
         };
+        if stored.row.status == ItemStatus::Scored {
+            parts.hold.scored();
+        }
         let revision = parts.service.model().version.preprocess_revision;
         let position = self.record.receipt.position(self.item.index);
         let mut staged =
@@ -134,61 +141,7 @@ impl ItemTask {
         }
     }
 
-    async fn score(&self, mut object: ObjectRef, model: &Arc<ModelVersion>) -> Result<Ended, Abandoned> {
-        let mut lead = None;
-        if object.is_pinned() {
-            match self.claim(ScoreId::derive(&object, model)).await? {
-                Claimed::Lead(claimed) => lead = Some(claimed),
-                Claimed::Stored(stored) => return Ok(Ended::stored(stored, object)),
-            }
-        }
-        let mut facts = Facts { object: Some(object.clone()), ..Facts::default() };
-        let (image, _bytes) = match self.fetch(&object, &mut facts).await? {
-            Ok(fetched) => fetched,
-            Err((status, error)) => {
-                return Ok(self.ended(facts, model, status, outcome::named(&object, error), lead));
-            }
-        };
-        // What the event did not say, the object does; what it did say stays, since the id holds it.
-        if !object.is_pinned() {
-            object.version_id = object.version_id.or(image.version_id);
-            object.etag = object.etag.or(image.etag);
-            object.size = object.size.or(Some(image.size));
-        }
-        failpoint::reach("fetched");
-        facts.object = Some(object.clone());
-        if lead.is_none() {
-            match self.claim(ScoreId::derive(&object, model)).await? {
-                Claimed::Lead(claimed) => lead = Some(claimed),
-                Claimed::Stored(stored) => return Ok(Ended::stored(stored, object)),
-            }
-        }
-        let scored = {
-            let _stage = self.parts.metrics.enter(Stage::Infer);
-            self.parts.service.score(&object.to_string(), image.bytes).await
-        };
-        match scored {
-            Ok(scored) => {
-                failpoint::reach("scored");
-                Ok(self.scored(object, scored, facts, lead))
-            }
-            Err(ScoreFailure::Rejected { error, version }) => {
-                let error = outcome::named(&object, error);
-                Ok(self.ended(facts, &version, ItemStatus::Rejected, error, lead))
-            }
-            Err(ScoreFailure::Engine(failure)) => Err(Abandoned::Model(failure)),
-        }
-    }
-
-    /// The id is the batch's own model version's, whichever was serving when the item came in.
-    fn scored(&self, object: ObjectRef, scored: Scored, mut facts: Facts, lead: Option<Lead>) -> Ended {
-        let id = ScoreId::derive(&object, &scored.version);
-        facts.pixels = Some((scored.width, scored.height));
-        let row = ScoreRow::scored(id, object, &scored.version, &scored.answer, Some(self.source()));
-        Ended::row(row, facts, lead)
-    }
-
-    fn ended(
+    pub(super) fn ended(
         &self,
         facts: Facts,
         model: &ModelVersion,
@@ -206,7 +159,7 @@ impl ItemTask {
         Ended::row(row, facts, lead)
     }
 
-    fn source(&self) -> SourcePosition {
+    pub(super) fn source(&self) -> SourcePosition {
         let position = self.record.receipt.position(self.item.index);
         SourcePosition {
             topic: position.topic,
@@ -217,7 +170,7 @@ impl ItemTask {
     }
 
     /// The right to work on `id`, or the score that somebody has stored for it.
-    async fn claim(&self, id: ScoreId) -> Result<Claimed, Abandoned> {
+    pub(super) async fn claim(&self, id: ScoreId) -> Result<Claimed, Abandoned> {
         loop {
             match self.in_flight.claim(id) {
                 Claim::Follow(follow) => follow.leader_done().await,
@@ -237,7 +190,8 @@ impl ItemTask {
         let _stage = self.parts.metrics.enter(Stage::Lookup);
         let mut backoff = self.parts.retry.endless_backoff();
         loop {
-            match self.parts.store.lookup(&[id]).await {
+            let pass = self.pass(&self.parts.hold.postgres).await?;
+            match storing::judged(pass, self.parts.store.lookup(&[id]).await) {
                 Ok(mut rows) => {
                     failpoint::reach("looked-up");
                     return Ok(rows.remove(&id).filter(|stored| stored.row.status == ItemStatus::Scored));
@@ -252,50 +206,9 @@ impl ItemTask {
         }
     }
 
-    /// The object's bytes with leave to hold them, or how the item ends without.
-    async fn fetch(&self, object: &ObjectRef, facts: &mut Facts) -> Result<Fetch, Abandoned> {
-        let Parts { fetcher, admission, metrics, max_image_bytes, .. } = &*self.parts;
-        let _stage = metrics.enter(Stage::Fetch);
-        let started = Instant::now();
-        let first_failed = AtomicI64::new(0);
-        let attempt = || async {
-            let expected = object.size.unwrap_or(*max_image_bytes).min(*max_image_bytes);
-            let mut bytes = admission.bytes(expected).await.ok_or(Attempt::Abandoned(Abandoned::Stopping))?;
-            self.still_ours().map_err(Attempt::Abandoned)?;
-            let image = fetcher.fetch(object, *max_image_bytes).await.map_err(Attempt::Failed)?;
-            bytes.shrink_to(image.size);
-            Ok((image, bytes))
-        };
-        let classify = |failure: &Attempt| match failure {
-            Attempt::Abandoned(_) => Disposition::Stop,
-            Attempt::Failed(error) => {
-                let step = fetcher.next_step(error, started.elapsed());
-                if first_failed.load(Ordering::Relaxed) == 0 {
-                    first_failed.store(outcome::now_ms(), Ordering::Relaxed);
-                }
-                if matches!(step, Disposition::Retry | Disposition::Hold) {
-                    metrics.retry(Stage::Fetch);
-                    tracing::debug!(%error, "fetching failed; trying again");
-                }
-                step
-            }
-        };
-        let outcome = retry(&self.parts.retry, attempt, classify).await;
-        let failed_ms = first_failed.load(Ordering::Relaxed);
-        facts.first_failed_ms = (failed_ms != 0).then_some(failed_ms);
-        match outcome {
-            Ok(fetched) => Ok(Ok(fetched)),
-            Err(GaveUp { error: Attempt::Abandoned(abandoned), .. }) => Err(abandoned),
-            Err(GaveUp { error: Attempt::Failed(error), attempts, exhausted }) => {
-                facts.attempts = attempts;
-                Ok(Err(if exhausted {
-                    let message = format!("{error}; gave up after {attempts} attempts");
-                    (ItemStatus::Dead, ItemError::new(ErrorCode::RetryExhausted, Stage::Fetch, message))
-                } else {
-                    (error.status(), error.item_error())
-                }))
-            }
-        }
+    /// Waits until the item may become a dead letter.
+    async fn dead_letter(&self) -> Result<(), Abandoned> {
+        self.while_ours(self.parts.hold.dead_letter()).await
     }
 
     /// Hands the row to the writer and waits until it is durable.
@@ -337,7 +250,35 @@ impl ItemTask {
         answer.await.map_err(|_| Abandoned::Stopping)
     }
 
-    fn still_ours(&self) -> Result<(), Abandoned> {
+    /// Leave to ask `dependency`, however long that takes while the partition is ours.
+    pub(super) async fn pass<'a>(&self, dependency: &'a Dependency) -> Result<Pass<'a>, Abandoned> {
+        self.while_ours(dependency.pass()).await
+    }
+
+    /// What `waiting` ends with, unless the partition goes first.
+    async fn while_ours<T>(&self, waiting: impl Future<Output = T>) -> Result<T, Abandoned> {
+        let lost = async {
+            while self.still_ours().is_ok() {
+                tokio::time::sleep(OURS_CHECKED_EVERY).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            ended = waiting => Ok(ended),
+            () = lost => Err(Abandoned::PartitionLost),
+        }
+    }
+
+    /// Who asks, for the breakers: different items are different askers.
+    pub(super) fn asker(&self) -> u64 {
+        let receipt = &self.record.receipt;
+        let mut hasher = DefaultHasher::new();
+        let source = receipt.source();
+        (&source.topic, source.partition, receipt.offset(), self.item.index).hash(&mut hasher);
+        hasher.finish()
+    }
+
+    pub(super) fn still_ours(&self) -> Result<(), Abandoned> {
         if self.parts.ledger.is_live(&self.record.receipt) { Ok(()) } else { Err(Abandoned::PartitionLost) }
     }
 
@@ -363,26 +304,18 @@ impl ItemTask {
     }
 }
 
-enum Claimed {
+/// Whether an item has to be worked on.
+pub(super) enum Claimed {
     Lead(Lead),
     Stored(Box<StoredScore>),
 }
 
-/// Fetched bytes, or the status and error that the item ends with.
-type Fetch = Result<(FetchedImage, BytesPermit), (ItemStatus, ItemError)>;
-
-/// Why one attempt to fetch failed.
-enum Attempt {
-    Failed(FetchError),
-    Abandoned(Abandoned),
-}
-
 impl Ended {
-    fn row(row: ScoreRow, facts: Facts, lead: Option<Lead>) -> Self {
+    pub(super) fn row(row: ScoreRow, facts: Facts, lead: Option<Lead>) -> Self {
         Self { end: End::Row(Box::new(row)), facts, _lead: lead }
     }
 
-    fn stored(stored: Box<StoredScore>, object: ObjectRef) -> Self {
+    pub(super) fn stored(stored: Box<StoredScore>, object: ObjectRef) -> Self {
         Self {
             end: End::Stored(stored),
             facts: Facts { object: Some(object), ..Facts::default() },

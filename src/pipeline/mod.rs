@@ -5,23 +5,36 @@
 //! places are gone the intake stops taking records, the channel fills, and the poll thread pauses its
 //! partitions while it keeps polling.
 //!
+//! While S3, Postgres or the model is broken ([`Hold`]), the items that need it wait, their retry
+//! clocks stopped and without bytes; one at a time tries. None of them becomes a dead letter for it.
+//!
 //! The order is what the promise rests on: the row is durable before the output is staged, and the
 //! output carries what the row says. Whatever ends a task early (a lost partition, a failed model, a
 //! shutdown) leaves its record unfinished, so it is replayed.
 
 mod admission;
+mod breaker;
+mod dead_letter_guard;
+mod fetching;
+mod hold;
 mod in_flight;
 mod item;
 mod outcome;
+mod patience;
+mod scoring;
 mod settings;
+mod storing;
 
 pub use admission::Admission;
+pub use hold::{Dependency, Hold};
 pub use settings::PipelineSettings;
+pub use storing::upsert;
 
 use crate::{
     fetch::Fetcher,
     inference::ScoringService,
     kafka::{ConsumedRecord, Ledger},
+    quarantine::Quarantine,
     record::{input, trace::TraceContext},
     retry::RetrySettings,
     store::{Store, WriteRequest},
@@ -37,10 +50,14 @@ pub struct Parts {
     pub ledger: Arc<Ledger>,
     pub fetcher: Fetcher,
     pub service: Arc<ScoringService>,
+    /// Where images go that may have ended a process before.
+    pub quarantine: Arc<Quarantine>,
     pub store: Store,
     /// Rows to be written in batches.
     pub writer: mpsc::Sender<WriteRequest>,
     pub admission: Arc<Admission>,
+    /// What waits while a dependency is broken.
+    pub hold: Arc<Hold>,
     pub metrics: Arc<Metrics>,
     pub routes: Routes,
     pub retry: RetrySettings,

@@ -2,7 +2,7 @@
 
 use super::Routes;
 use crate::{
-    fault::ItemError,
+    fault::{ErrorCode, ItemError},
     kafka::{ConsumedRecord, StagedRecord},
     object::ObjectRef,
     record::{
@@ -12,7 +12,7 @@ use crate::{
         trace::TraceContext,
     },
     score::{ItemStatus, ModelVersion},
-    store::StoredScore,
+    store::{ScoreRow, StoredScore},
 };
 use std::sync::Arc;
 
@@ -56,7 +56,7 @@ pub(super) fn stage(
     (output.width, output.height) = facts.pixels.unzip();
     let encoded = output.encode(record.key.as_deref(), trace, routes.max_record_bytes)?;
     let mut staged = vec![StagedRecord { topic: Arc::clone(&routes.output_topic), record: encoded }];
-    if let (Some(class), Some(error)) = (dead_letter_class(row.status), &row.error) {
+    if let (Some(class), Some(error)) = (dead_letter_class(row), &row.error) {
         let original = Original {
             key: record.key.as_deref(),
             payload: record.payload.as_deref(),
@@ -78,8 +78,16 @@ pub(super) fn stage(
     Ok(staged)
 }
 
-fn dead_letter_class(status: ItemStatus) -> Option<DeadLetterClass> {
-    match status {
+/// Whether an item that ends so gets a dead letter.
+pub(super) fn is_dead_letter(row: &ScoreRow) -> bool {
+    dead_letter_class(row).is_some()
+}
+
+fn dead_letter_class(row: &ScoreRow) -> Option<DeadLetterClass> {
+    match row.status {
+        ItemStatus::Rejected if row.error.as_ref().is_some_and(|error| error.code == ErrorCode::Poison) => {
+            Some(DeadLetterClass::Poison)
+        }
         ItemStatus::Rejected => Some(DeadLetterClass::Rejected),
         ItemStatus::Dead => Some(DeadLetterClass::Dead),
         // An object that is gone is nobody's mistake: there is nothing to redrive.

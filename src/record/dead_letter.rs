@@ -1,7 +1,10 @@
 //! Dead letters: the input record as it came, with headers that say why one item of it failed.
 
+use super::input::ITEM_HEADER;
 use super::{Header, Position, WireRecord, header_text};
 use crate::fault::ItemError;
+use std::fmt;
+use std::str::FromStr;
 
 /// The prefix of every header added here.
 const PREFIX: &str = "dlq-";
@@ -12,13 +15,13 @@ pub const REDRIVE_COUNT_HEADER: &str = "dlq-redrive-count";
 pub const POINTER_HEADER: &str = "dlq-pointer";
 
 /// What kind of end the item came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum DeadLetterClass {
     /// Permanently bad: putting it back unchanged changes nothing.
     Rejected,
     /// A passing fault that outlasted its deadline: worth putting back.
     Dead,
-    /// It kills the process that works on it.
+    /// The model or the process that works on it falls over it.
     Poison,
 }
 
@@ -30,6 +33,28 @@ impl DeadLetterClass {
             Self::Dead => "dead",
             Self::Poison => "poison",
         }
+    }
+}
+
+impl fmt::Display for DeadLetterClass {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.as_str())
+    }
+}
+
+/// A word that is no class of dead letters.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no class of dead letters: expected rejected, dead or poison")]
+pub struct UnknownClass(pub String);
+
+impl FromStr for DeadLetterClass {
+    type Err = UnknownClass;
+
+    fn from_str(text: &str) -> Result<Self, UnknownClass> {
+        [Self::Rejected, Self::Dead, Self::Poison]
+            .into_iter()
+            .find(|class| class.as_str() == text)
+            .ok_or_else(|| UnknownClass(text.to_owned()))
     }
 }
 
@@ -98,6 +123,69 @@ fn whole(original: Original<'_>, cause: &Cause<'_>) -> WireRecord {
     }
 }
 
+/// What a dead letter says of itself, as far as putting it back needs to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Label {
+    pub class: DeadLetterClass,
+    /// As written by the release that wrote it, which may know more codes than this one.
+    pub code: String,
+    /// Where the record, and which item of it, was read.
+    pub origin: Position,
+    pub redrive_count: u32,
+    /// The letter does not carry the original: it lies where `origin` says, unless retention has
+    /// deleted it.
+    pub points: bool,
+}
+
+/// Why a record can't be put back as a dead letter.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("header {PREFIX}{header} is missing or unreadable")]
+pub struct NoDeadLetter {
+    pub header: &'static str,
+}
+
+impl Label {
+    /// Reads the `dlq-*` headers.
+    ///
+    /// # Errors
+    /// Names the first header that isn't as [`dead_letter`] writes it; only a missing redrive count
+    /// is none.
+    pub fn read(headers: &[Header]) -> Result<Self, NoDeadLetter> {
+        let text = |header: &'static str| {
+            header_text(headers, &format!("{PREFIX}{header}")).ok_or(NoDeadLetter { header })
+        };
+        fn parsed<T: FromStr>(header: &'static str, text: &str) -> Result<T, NoDeadLetter> {
+            text.parse().map_err(|_| NoDeadLetter { header })
+        }
+        let redrive_count = match header_text(headers, REDRIVE_COUNT_HEADER) {
+            Some(count) => parsed("redrive-count", count)?,
+            None => 0,
+        };
+        Ok(Self {
+            class: parsed("class", text("class")?)?,
+            code: text("code")?.to_owned(),
+            origin: Position {
+                topic: text("origin-topic")?.to_owned(),
+                partition: parsed("origin-partition", text("origin-partition")?)?,
+                offset: parsed("origin-offset", text("origin-offset")?)?,
+                item: parsed("item", text("item")?)?,
+            },
+            redrive_count,
+            points: header_text(headers, POINTER_HEADER).is_some(),
+        })
+    }
+}
+
+/// The record to put back: the key, bytes and headers of `original`, which is the letter itself unless it
+/// points; the item that it is for; and the redrive count one higher.
+pub fn redriven(original: &WireRecord, label: &Label) -> WireRecord {
+    let mut headers: Vec<Header> =
+        original.headers.iter().filter(|header| !header.name.starts_with(PREFIX)).cloned().collect();
+    headers.push(Header::new(ITEM_HEADER, label.origin.item.to_string()));
+    headers.push(Header::new(REDRIVE_COUNT_HEADER, label.redrive_count.saturating_add(1).to_string()));
+    WireRecord { key: original.key.clone(), payload: original.payload.clone(), headers }
+}
+
 /// How often the record has been put back already; an unreadable count is none.
 pub fn redrive_count(headers: &[Header]) -> u32 {
     header_text(headers, REDRIVE_COUNT_HEADER).and_then(|count| count.parse().ok()).unwrap_or(0)
@@ -152,6 +240,7 @@ mod tests {
         assert_eq!((&letter.key, &letter.payload), (&None, &None));
         assert_eq!(header_text(&letter.headers, POINTER_HEADER), Some("origin"));
         assert_eq!(header_text(&letter.headers, "dlq-origin-offset"), Some("40"));
+        assert!(Label::read(&letter.headers).unwrap().points);
         let carried = dead_letter(original, &cause(&error, &position(0)), 200_000);
         assert_eq!(header_text(&carried.headers, POINTER_HEADER), None);
     }
@@ -195,6 +284,48 @@ mod tests {
         assert_eq!(header_text(&twice.headers, "dlq-message"), Some("second"));
         assert_eq!(redrive_count(&twice.headers), 2);
         assert_eq!(twice.headers.len(), once.headers.len());
+    }
+
+    #[test]
+    fn a_class_is_the_same_word_everywhere() {
+        for class in [DeadLetterClass::Rejected, DeadLetterClass::Dead, DeadLetterClass::Poison] {
+            assert_eq!(class.to_string().parse(), Ok(class));
+        }
+        assert!("Dead".parse::<DeadLetterClass>().is_err());
+    }
+
+    #[test]
+    fn what_is_put_back_is_the_original_and_the_count_goes_up_each_time() {
+        let error = ItemError::new(ErrorCode::RetryExhausted, Stage::Fetch, "too long");
+        let headers = vec![Header::new("traceparent", "00-ab"), Header { name: "none".into(), value: None }];
+        let mut record = WireRecord { key: Some(vec![0xff]), payload: Some(b"{}".to_vec()), headers };
+        let first = record.clone();
+        for round in 1..=3_u32 {
+            let original = Original {
+                key: record.key.as_deref(),
+                payload: record.payload.as_deref(),
+                headers: &record.headers,
+            };
+            let letter = dead_letter(original, &cause(&error, &position(4)), usize::MAX);
+            let label = Label::read(&letter.headers).unwrap();
+            assert_eq!((&label.origin, label.redrive_count, label.points), (&position(4), round - 1, false));
+            assert_eq!((label.class, label.code.as_str()), (DeadLetterClass::Rejected, "retry_exhausted"));
+            record = redriven(&letter, &label);
+            assert_eq!((&record.key, &record.payload), (&first.key, &first.payload));
+            assert_eq!(record.headers[..2], first.headers[..]);
+            assert_eq!(header_text(&record.headers, ITEM_HEADER), Some("4"));
+            assert_eq!(redrive_count(&record.headers), round);
+            assert_eq!(record.headers.len(), 4);
+        }
+    }
+
+    #[test]
+    fn a_record_that_is_no_dead_letter_says_which_header_it_lacks() {
+        assert_eq!(Label::read(&[]), Err(NoDeadLetter { header: "class" }));
+        let headers = [Header::new("dlq-class", "odd")];
+        assert_eq!(Label::read(&headers), Err(NoDeadLetter { header: "class" }));
+        let headers = [Header::new("dlq-redrive-count", "many")];
+        assert_eq!(Label::read(&headers), Err(NoDeadLetter { header: "redrive-count" }));
     }
 
     #[test]

@@ -52,6 +52,11 @@ impl StoreError {
         }
     }
 
+    /// Whether transactions were in each other's way: the server itself is well.
+    pub fn is_contention(&self) -> bool {
+        matches!(self, Self::Refused { code, .. } if matches!(code.as_str(), "40001" | "40P01" | "55P03"))
+    }
+
     /// By SQLSTATE class (PostgreSQL documentation, appendix A).
     pub fn disposition(&self) -> Disposition {
         match self {

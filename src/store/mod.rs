@@ -3,13 +3,17 @@
 //! A row is written before its output is produced, and the first score of an id wins, so a replay
 //! finds the score that the table already has and the output repeats it.
 
+mod backfills;
 mod error;
 mod pool;
 mod row;
+mod scan;
 mod scores;
 mod writer;
 
+pub use backfills::{BackfillState, Cursor};
 pub use error::StoreError;
 pub use pool::{PostgresSettings, Store};
 pub use row::{ScoreRow, SourcePosition, StoredScore};
-pub use writer::{WriteRequest, write_batches};
+pub use scan::ObjectPage;
+pub use writer::{WriteRequest, write_batches, write_batches_by};

@@ -36,7 +36,9 @@ ON CONFLICT (id) DO UPDATE SET
     status = excluded.status, score = excluded.score, scores = excluded.scores,
     distributions = excluded.distributions, text = excluded.text, error = excluded.error,
     scored_at = excluded.scored_at, sequencer = greatest(stored.sequencer, excluded.sequencer),
-    deleted_at = coalesce(stored.deleted_at, excluded.deleted_at)
+    deleted_at = coalesce(stored.deleted_at, excluded.deleted_at),
+    source_topic = excluded.source_topic, source_partition = excluded.source_partition,
+    source_offset = excluded.source_offset, source_item = excluded.source_item
 WHERE (stored.status <> 'scored' AND excluded.status = 'scored')
    OR (stored.status = 'deleted' AND excluded.status = 'deleted'
        AND excluded.sequencer > coalesce(stored.sequencer, ''))

@@ -32,14 +32,29 @@ pub async fn write_batches(
     store: Store,
     settings: &PostgresSettings,
     retry: &RetrySettings,
+    requests: mpsc::Receiver<WriteRequest>,
+    shutdown: CancellationToken,
+) {
+    let upsert = |rows: Vec<ScoreRow>| {
+        let store = store.clone();
+        async move { store.upsert(&rows).await }
+    };
+    write_batches_by(upsert, settings, retry, requests, shutdown).await;
+}
+
+/// [`write_batches`] with an `upsert` of the caller's, who may let it wait.
+pub async fn write_batches_by<F: Future<Output = Result<HashMap<ScoreId, StoredScore>, StoreError>>>(
+    upsert: impl Fn(Vec<ScoreRow>) -> F,
+    settings: &PostgresSettings,
+    retry: &RetrySettings,
     mut requests: mpsc::Receiver<WriteRequest>,
     shutdown: CancellationToken,
 ) {
     let linger = Duration::from_millis(settings.batch_linger_ms);
     while let Some(batch) = next_batch(&mut requests, settings.batch_rows.max(1), linger).await {
-        let writing = write_all(&store, retry, batch);
+        let writing = write_all(&upsert, retry, batch);
         if shutdown.run_until_cancelled(writing).await.is_none() {
-            tracing::warn!(server = store.server(), "rows not yet in Postgres are left to a replay");
+            tracing::warn!(server = settings.server(), "rows not yet in Postgres are left to a replay");
             return;
         }
     }
@@ -63,12 +78,16 @@ async fn next_batch(
     Some(batch)
 }
 
-async fn write_all(store: &Store, retry: &RetrySettings, batch: Vec<WriteRequest>) {
+async fn write_all<F: Future<Output = Result<HashMap<ScoreId, StoredScore>, StoreError>>>(
+    upsert: &impl Fn(Vec<ScoreRow>) -> F,
+    retry: &RetrySettings,
+    batch: Vec<WriteRequest>,
+) {
     let mut pending = vec![batch];
     let mut backoff = retry.endless_backoff();
     while let Some(mut batch) = pending.pop() {
         let rows: Vec<ScoreRow> = batch.iter().map(|request| request.row.clone()).collect();
-        let error = match store.upsert(&rows).await {
+        let error = match upsert(rows).await {
             Ok(stored) => {
                 failpoint::reach("row-durable");
                 backoff.reset();

@@ -3,6 +3,7 @@
 mod error;
 mod model;
 mod probe;
+pub mod quarantined;
 mod samples;
 
 pub use error::{UNAVAILABLE, WorkerError};
@@ -14,8 +15,9 @@ use crate::{
     http::{self, ProbeSlot, Probes},
     inference::{Health, ScoringService},
     kafka::{self, Connection, KafkaStats, Stalled},
-    pipeline::{Admission, Parts, Pipeline, Routes},
-    store::{self, Store},
+    pipeline::{self, Admission, Hold, Parts, Pipeline, Routes},
+    quarantine::{Hello, Quarantine},
+    store::{self, ScoreRow, Store},
     telemetry::metrics::Metrics,
 };
 use futures_util::FutureExt;
@@ -47,7 +49,7 @@ enum Ending {
 /// # Errors
 /// [`WorkerError`], whose exit code says what failed.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), WorkerError> {
-    let service = model::load(config.clone()).boxed();
+    let service = model::load(config.model.clone(), config.image.clone(), config.inference.clone()).boxed();
     run_with(config, service, shutdown).await
 }
 
@@ -75,23 +77,43 @@ pub async fn run_with(
     let version = Arc::clone(&service.model().version);
     tracing::info!(model = version.model, version = version.version, "the model is ready");
     metrics.serve_model(&version);
+    let quarantine = Quarantine::new(
+        Hello {
+            model: config.model.clone(),
+            image: config.image.clone(),
+            inference: config.inference.clone(),
+            telemetry: config.telemetry.clone(),
+        },
+        version,
+    );
 
-    let Connection { records, ledger, gate: _gate, stats, fatal, control } = kafka::connect(&config.kafka)?;
+    let Connection { records, ledger, gate, stats, fatal, control } = kafka::connect(&config.kafka)?;
     let admission = Arc::new(Admission::new(&config.pipeline));
     let abandon = CancellationToken::new();
+    let hold = Hold::new(config.pipeline.dead_letter_hold());
+    let regulating = tokio::spawn({
+        let hold = Arc::clone(&hold);
+        async move { hold.regulate(&gate).await }
+    });
     let (writer, requests) = mpsc::channel(config.postgres.batch_rows.max(1));
     let writing = tokio::spawn({
         let (store, settings, retry) = (store.clone(), config.postgres.clone(), config.retry.clone());
-        let abandon = abandon.clone();
-        async move { store::write_batches(store, &settings, &retry, requests, abandon).await }
+        let (hold, abandon) = (Arc::clone(&hold), abandon.clone());
+        let upsert = move |rows: Vec<ScoreRow>| {
+            let (hold, store) = (Arc::clone(&hold), store.clone());
+            async move { pipeline::upsert(&hold, &store, &rows).await }
+        };
+        async move { store::write_batches_by(upsert, &settings, &retry, requests, abandon).await }
     });
     let pipeline = Pipeline::new(Parts {
         ledger: Arc::clone(&ledger),
-        fetcher,
+        fetcher: fetcher.clone(),
         service: Arc::clone(&service),
+        quarantine: Arc::clone(&quarantine),
         store: store.clone(),
         writer,
         admission: Arc::clone(&admission),
+        hold: Arc::clone(&hold),
         metrics: Arc::clone(&metrics),
         routes: Routes {
             buckets: config.s3.buckets.clone(),
@@ -105,12 +127,15 @@ pub async fn run_with(
     });
     let pipeline = tokio::spawn(pipeline.run(records));
     metrics.sample(samples::all(&service, &stats, &ledger, &admission));
-    probes.set(checks(&metrics, &stats, &ledger, service.health()));
+    metrics.sample(samples::quarantine(&quarantine, &ledger));
+    metrics.sample(samples::surroundings(&hold, &fetcher));
+    probes.set(checks(&metrics, &stats, &ledger, service.health(), hold));
     tracing::info!(topics = ?config.kafka.input_topics, group = config.kafka.group, "consuming");
 
     let ending = tokio::select! {
         () = shutdown => Ending::Asked,
         failure = engine_failed(service.health()) => Ending::Failed(failure),
+        failure = quarantine.failed() => Ending::Failed(failure.into()),
         failure = consumer_failed(fatal) => Ending::Failed(failure),
     };
     let patience = match &ending {
@@ -118,6 +143,9 @@ pub async fn run_with(
         // What is under way cannot end well; what is finished can still be committed.
         Ending::Failed(_) => config.pipeline.drain() / 4,
     };
+    // From here on the intake stays closed, whatever recovers.
+    regulating.abort();
+    let _ = regulating.await;
     tracing::info!(in_flight = ledger.in_flight(), "draining");
     let drained = tokio::task::spawn_blocking(move || control.drain(patience)).await;
     admission.close();
@@ -137,7 +165,8 @@ pub async fn run_with(
     match ending {
         Ending::Failed(failure) => Err(failure),
         Ending::Asked => {
-            if drained.closed {
+            // A model that did not finish in time may hang, and cannot be waited for.
+            if drained.closed && drained.unfinished == 0 {
                 service.shut_down().await;
                 store.close().await;
             }
@@ -164,6 +193,7 @@ fn checks(
     stats: &Arc<KafkaStats>,
     ledger: &Arc<kafka::Ledger>,
     health: watch::Receiver<Health>,
+    hold: Arc<Hold>,
 ) -> Probes {
     let (polling, committing, ledger) = (Arc::clone(stats), Arc::clone(stats), Arc::clone(ledger));
     Probes {
@@ -185,6 +215,9 @@ fn checks(
                 Health::Starting => return Err("the model is being loaded".into()),
                 Health::Suspect(reason) => return Err(reason.clone()),
                 Health::Failed(failure) => return Err(failure.to_string()),
+            }
+            if let Some(trouble) = hold.trouble() {
+                return Err(trouble);
             }
             if committing.assigned.load(std::sync::atomic::Ordering::Relaxed) == 0 {
                 return Err("no partition has been assigned yet".into());

@@ -11,7 +11,7 @@ pub fn targets(config: &Config) -> Vec<String> {
         format!(
             "Kafka {}: {} -> {}, dead letters {}",
             config.kafka.brokers,
-            config.kafka.input_topics.join(", "),
+            config.kafka.consumed_topics().collect::<Vec<_>>().join(", "),
             config.kafka.output_topic,
             config.kafka.dead_letter_topic
         ),

@@ -1,9 +1,11 @@
 //! Metrics whose values other parts keep.
 
 use crate::{
+    fetch::Fetcher,
     inference::{ScoringService, metrics::BATCH_SIZE_BOUNDS},
     kafka::{KafkaStats, Ledger},
-    pipeline::Admission,
+    pipeline::{Admission, Hold},
+    quarantine::Quarantine,
     telemetry::metrics::{Sample, Sampled},
 };
 use std::sync::{Arc, atomic::AtomicU64, atomic::Ordering};
@@ -27,6 +29,39 @@ pub(super) fn all(
         items.items_held() as f64
     }));
     sampled
+}
+
+/// How the dependencies are, as far as the pipeline can see.
+pub(super) fn surroundings(hold: &Arc<Hold>, fetcher: &Fetcher) -> Vec<Sampled> {
+    let (breakers, held, letters) = (Arc::clone(hold), Arc::clone(hold), Arc::clone(hold));
+    let (limit, hedges) = (fetcher.clone(), fetcher.clone());
+    vec![
+        Sampled {
+            name: "breaker_open",
+            help: "1 while a dependency is broken and what needs it is held",
+            read: Box::new(move || {
+                let open = breakers.dependencies().map(|dependency| {
+                    let labels = vec![("dependency", dependency.name().to_owned())];
+                    (labels, f64::from(u8::from(dependency.is_open())))
+                });
+                Sample::Levels(open.into())
+            }),
+        },
+        level(
+            "items_held",
+            "Items that wait for a broken dependency, or with a held dead letter",
+            move || held.items_held() as f64,
+        ),
+        level("dead_letters_held", "1 while dead letters are held because there are too many", move || {
+            f64::from(u8::from(letters.holds_dead_letters()))
+        }),
+        level("s3_concurrency_limit", "Objects fetched at once at most, just now", move || {
+            limit.concurrency_limit() as f64
+        }),
+        total("s3_hedged_requests", "Second requests for objects that were slow to come", move || {
+            hedges.hedged() as f64
+        }),
+    ]
 }
 
 fn inference(service: &Arc<ScoringService>) -> Vec<Sampled> {
@@ -83,6 +118,7 @@ fn kafka(stats: &Arc<KafkaStats>, ledger: &Arc<Ledger>) -> Vec<Sampled> {
         total(name, help, move || counter(&stats).load(Ordering::Relaxed) as f64)
     };
     let (paused, lag, uncommitted) = (Arc::clone(stats), Arc::clone(stats), Arc::clone(ledger));
+    let backfill = Arc::clone(stats);
     vec![
         counted("commits", "Kafka commits that succeeded", |stats| &stats.commits),
         counted("commit_aborts", "Transactions aborted and plain commits that failed", |stats| &stats.aborts),
@@ -100,6 +136,9 @@ fn kafka(stats: &Arc<KafkaStats>, ledger: &Arc<Ledger>) -> Vec<Sampled> {
         counted("partitions_lost", "Partitions lost without notice", |stats| &stats.lost),
         level("paused", "1 while back-pressure pauses the input", move || {
             f64::from(u8::from(paused.paused.load(Ordering::Relaxed)))
+        }),
+        level("backfill_paused", "1 while the backfill topic waits for uploads", move || {
+            f64::from(u8::from(backfill.backfill_paused.load(Ordering::Relaxed)))
         }),
         level("uncommitted_records", "Finished records that wait for a commit", move || {
             uncommitted.uncommitted() as f64
@@ -119,6 +158,24 @@ fn kafka(stats: &Arc<KafkaStats>, ledger: &Arc<Ledger>) -> Vec<Sampled> {
                 )
             }),
         },
+    ]
+}
+
+/// What is kept away from this process, and why.
+pub(super) fn quarantine(quarantine: &Arc<Quarantine>, ledger: &Arc<Ledger>) -> Vec<Sampled> {
+    let (images, deaths, ledger) = (Arc::clone(quarantine), Arc::clone(quarantine), Arc::clone(ledger));
+    vec![
+        total("quarantine_images", "Suspected images that came to an end in a child process", move || {
+            images.metrics().images.get() as f64
+        }),
+        total("quarantine_deaths", "Child processes that ended over an image", move || {
+            deaths.metrics().deaths.get() as f64
+        }),
+        level(
+            "partitions_quarantined",
+            "Partitions whose records are suspected of killing workers",
+            move || ledger.progress().iter().filter(|progress| progress.suspicious).count() as f64,
+        ),
     ]
 }
 

@@ -48,7 +48,7 @@ pub fn offsets(offsets: &Offsets, file: &Path) -> Result<()> {
 /// The table, a row a line.
 pub async fn scores(url: &str, file: &Path) -> Result<()> {
     let mut connection = PgConnection::connect(url).await?;
-    let rows = sqlx::query("SELECT row_to_json(scores)::text FROM scores ORDER BY id")
+    let rows = sqlx::query("SELECT row_to_json(line)::text FROM scores AS line ORDER BY line.id")
         .fetch_all(&mut connection)
         .await?;
     let mut out = BufWriter::new(File::create(file)?);

@@ -73,14 +73,14 @@ impl Loader {
         self.sent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Records sent so far.
+    pub fn records(&self) -> usize {
+        self.sent().inputs.len()
+    }
+
     /// Items sent so far.
     pub fn items(&self) -> usize {
         self.sent().inputs.iter().map(|input| input.items.len()).sum()
-    }
-
-    /// Everything sent so far.
-    pub fn inputs(&self) -> Vec<Input> {
-        self.sent().inputs.clone()
     }
 
     /// Puts an object into the bucket.
@@ -92,9 +92,24 @@ impl Loader {
     /// Sends one record to `partition`, or to one that a hash of nothing in particular picks.
     pub fn send(&self, record: &Record, partition: Option<i32>, items: &[Announced]) -> Result<(i32, i64)> {
         let partition = partition.unwrap_or_else(|| (self.items() % self.partitions as usize) as i32);
-        let position = self.runtime.block_on(self.deliver(record, partition)?)?;
+        let position = self.runtime.block_on(self.deliver(record, None, partition)?)?;
         self.remember(record, position, items)?;
         Ok(position)
+    }
+
+    /// Sends records with a key each, many at a time, to the partition that the number beside them says.
+    pub fn send_keyed(&self, records: &[(String, i32, Record, Vec<Announced>)]) -> Result<()> {
+        for batch in records.chunks(BATCH) {
+            let sent = batch
+                .iter()
+                .map(|(key, partition, record, _)| self.deliver(record, Some(key.as_bytes()), *partition));
+            for (delivery, (_, _, record, items)) in sent.collect::<Result<Vec<_>>>()?.into_iter().zip(batch)
+            {
+                let position = self.runtime.block_on(delivery)?;
+                self.remember(record, position, items)?;
+            }
+        }
+        Ok(())
     }
 
     /// Announces `upload` in `envelope` and expects it to be scored.
@@ -121,7 +136,7 @@ impl Loader {
                 let (record, announced) = stream.next(self)?;
                 count += announced.len();
                 let partition = stream.random.below(self.partitions as usize) as i32;
-                batch.push((self.deliver(&record, partition)?, record, announced));
+                batch.push((self.deliver(&record, None, partition)?, record, announced));
             }
             for (delivery, record, announced) in batch {
                 let position = self.runtime.block_on(delivery)?;
@@ -144,13 +159,17 @@ impl Loader {
     fn deliver(
         &self,
         record: &Record,
+        key: Option<&[u8]>,
         partition: i32,
     ) -> Result<impl Future<Output = Result<(i32, i64)>> + use<>> {
         let mut headers = OwnedHeaders::new();
         for (name, value) in &record.headers {
             headers = headers.insert(Header { key: name, value: Some(value) });
         }
-        let mut message = FutureRecord::<(), [u8]>::to(&self.topic).partition(partition).headers(headers);
+        let mut message = FutureRecord::<[u8], [u8]>::to(&self.topic).partition(partition).headers(headers);
+        if let Some(key) = key {
+            message = message.key(key);
+        }
         if let Some(payload) = &record.payload {
             message = message.payload(payload);
         }

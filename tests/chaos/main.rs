@@ -53,6 +53,7 @@ mod rows;
 mod run;
 mod runner;
 mod site;
+mod soak;
 mod tail;
 mod watch;
 mod worker;
@@ -68,24 +69,41 @@ use std::sync::{Arc, Mutex, PoisonError};
 const LANES: usize = 2;
 
 fn main() -> ExitCode {
-    match Plan::from_environment() {
-        Ok(Some(plan)) => match matrix(plan) {
-            Ok(complaints) if complaints.is_empty() => ExitCode::SUCCESS,
-            Ok(complaints) => {
-                for complaint in complaints {
-                    eprintln!("NOT CLEAN: {complaint}");
-                }
-                ExitCode::FAILURE
-            }
-            Err(error) => {
-                eprintln!("chaos: {error:#}");
-                ExitCode::FAILURE
-            }
-        },
+    match asked() {
         Ok(None) => trials(),
+        Ok(Some(Asked::Matrix(plan))) => judged(matrix(plan)),
+        Ok(Some(Asked::Soak(asked))) => judged(soak::run(asked)),
         Err(error) => {
             eprintln!("chaos: {error:#}");
             ExitCode::from(2)
+        }
+    }
+}
+
+enum Asked {
+    Matrix(Plan),
+    Soak(soak::Asked),
+}
+
+fn asked() -> Result<Option<Asked>> {
+    Ok(match soak::Asked::from_environment()? {
+        Some(asked) => Some(Asked::Soak(asked)),
+        None => Plan::from_environment()?.map(Asked::Matrix),
+    })
+}
+
+fn judged(complaints: Result<Vec<String>>) -> ExitCode {
+    match complaints {
+        Ok(complaints) if complaints.is_empty() => ExitCode::SUCCESS,
+        Ok(complaints) => {
+            for complaint in complaints {
+                eprintln!("NOT CLEAN: {complaint}");
+            }
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("chaos: {error:#}");
+            ExitCode::FAILURE
         }
     }
 }

@@ -79,6 +79,7 @@ pub struct Run {
     fired: usize,
     healed: Option<Instant>,
     recovery: Option<Duration>,
+    moment: Moment,
     _objects: TempDir,
 }
 
@@ -152,6 +153,7 @@ impl Run {
             fired: 0,
             healed: None,
             recovery: None,
+            moment: Moment::Settled,
             _objects: objects,
         };
         run.stand_in(json!({}))?;
@@ -235,16 +237,16 @@ impl Run {
         self.folder.join("stand-in.json")
     }
 
+    /// A script for those workers alone that get the returned path as `ROC4MLLM_STAND_IN`.
+    pub fn script(&self, name: &str, behaviour: Value) -> Result<String> {
+        let file = self.folder.join(format!("stand-in-{name}.json"));
+        write_script(&file, behaviour)?;
+        Ok(file.display().to_string())
+    }
+
     /// What the workers' scorer does from its next batch on: the keys of `ROC4MLLM_STAND_IN`'s file.
     pub fn stand_in(&self, behaviour: Value) -> Result<()> {
-        let mut whole = json!({"image_size": IMAGE_SIZE});
-        if let (Some(whole), Value::Object(behaviour)) = (whole.as_object_mut(), behaviour) {
-            whole.extend(behaviour);
-        }
-        // In one step: workers read it at any time.
-        let staged = self.folder.join("stand-in.json.new");
-        std::fs::write(&staged, whole.to_string())?;
-        Ok(std::fs::rename(staged, self.stand_in_file())?)
+        write_script(&self.stand_in_file(), behaviour)
     }
 
     /// The fault took effect so many times more.
@@ -333,6 +335,25 @@ impl Run {
         Evidence::read(&self.folder)
     }
 
+    /// Ends the workers and dumps everything while there is more to do: what is there by then is
+    /// judged, and what is not there yet is no complaint.
+    pub fn leave(&mut self) -> Result<()> {
+        for worker in &self.workers {
+            worker.kill()?;
+        }
+        // A transaction that nobody ends any more runs into its time limit.
+        thread::sleep(MARKERS);
+        self.dump(&self.folder)?;
+        (self.moment, self.recovery) = (Moment::Interrupted, Some(Duration::ZERO));
+        Ok(())
+    }
+
+    /// Waits until the group has no lag, and leaves the workers running, for claims about them.
+    pub fn settle_running(&mut self) -> Result<()> {
+        let since = *self.healed.get_or_insert_with(Instant::now);
+        self.wait_for_no_lag(since)
+    }
+
     fn wait_for_no_lag(&self, since: Instant) -> Result<()> {
         let offsets = self.offsets()?;
         loop {
@@ -354,7 +375,8 @@ impl Run {
     /// The run's end, whatever became of it.
     pub fn finish(mut self, result: Result<()>) -> RunReport {
         let mut verdict = Verdict::default();
-        let judged = result.and_then(|()| self.settle()).map(|evidence| evidence.judge(Moment::Settled));
+        let moment = self.moment;
+        let judged = result.and_then(|()| self.settle()).map(|evidence| evidence.judge(moment));
         match judged {
             Ok(found) => verdict = found,
             Err(error) => {
@@ -362,7 +384,7 @@ impl Run {
                 // What there is by now may say more.
                 let left = self.dump(&self.folder).and_then(|()| Evidence::read(&self.folder));
                 if let Ok(evidence) = left {
-                    verdict = evidence.judge(Moment::Settled);
+                    verdict = evidence.judge(moment);
                 }
                 self.claim("the run's error".into(), error.into(), "".into(), false);
             }
@@ -416,6 +438,28 @@ impl Run {
         let _ = self.runtime.block_on(execute(&self.site.postgres(), statement));
     }
 
+    /// Has the run use another server than the one all runs share; before the first worker.
+    pub fn use_database(&mut self, server: &str) -> Result<()> {
+        let name = self.database.rsplit('/').next().unwrap_or_default().to_owned();
+        self.database = self.runtime.block_on(create_database(server, &name))?;
+        self.postgres_url.clone_from(&self.database);
+        Ok(())
+    }
+
+    /// Whether `rule` is taken away from the run's workers.
+    pub fn breaks(&self, rule: Rule) -> bool {
+        self.rule == Some(rule)
+    }
+
+    /// Dead letters of one class, once the run is settled.
+    pub fn dead_letters_of(&self, class: &str) -> Result<usize> {
+        let letters = Evidence::read(&self.folder)?.dead_letters;
+        let of_class = |letter: &&crate::oracle::Committed| {
+            letter.headers.get("dlq-class").cloned().flatten().as_deref() == Some(class)
+        };
+        Ok(letters.iter().filter(of_class).count())
+    }
+
     /// Runs a statement in the run's database.
     pub fn sql(&self, statement: impl Into<String>) -> Result<()> {
         self.runtime.block_on(execute(&self.database, statement.into()))
@@ -440,6 +484,17 @@ pub fn stillborn(row: &Row, seed: u64, error: &anyhow::Error) -> RunReport {
         complaints: vec![format!("it could not begin: {error:#}")],
         family: row.fault,
     }
+}
+
+fn write_script(file: &Path, behaviour: Value) -> Result<()> {
+    let mut whole = json!({"image_size": IMAGE_SIZE});
+    if let (Some(whole), Value::Object(behaviour)) = (whole.as_object_mut(), behaviour) {
+        whole.extend(behaviour);
+    }
+    // In one step: workers read it at any time.
+    let staged = file.with_extension("new");
+    std::fs::write(&staged, whole.to_string())?;
+    Ok(std::fs::rename(staged, file)?)
 }
 
 async fn create_database(server: &str, name: &str) -> Result<String> {

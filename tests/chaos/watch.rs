@@ -68,7 +68,7 @@ fn observe((state, changed): &(Mutex<State>, Condvar)) {
     for turn in 0.. {
         let workers = lock(state).workers.clone();
         for worker in workers {
-            let resident = resident_mib(worker.id).unwrap_or(0);
+            let resident = resident_kib(worker.id).unwrap_or(0) / 1024;
             let ask = resident > 0 && turn % METRICS_EVERY == 0;
             let items =
                 ask.then(|| worker.metric("roc4mllm_items_in_flight")).flatten().unwrap_or(0.0) as u64;
@@ -85,8 +85,8 @@ fn observe((state, changed): &(Mutex<State>, Condvar)) {
 }
 
 /// `None` once the process is gone, or a zombie without memory.
-fn resident_mib(id: u32) -> Option<u64> {
+pub fn resident_kib(id: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{id}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    Some(line.split_whitespace().next()?.parse::<u64>().ok()? / 1024)
+    Some(line.split_whitespace().next()?.parse().ok()?)
 }

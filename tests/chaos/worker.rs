@@ -51,7 +51,10 @@ impl WorkerSetup {
             let (section, key) = key.split_once('.').with_context(|| format!("{key} names no section"))?;
             sections.entry(section.to_owned()).or_default().insert(key.to_owned(), value.clone());
         }
-        sections.entry("http".to_owned()).or_default().insert("listen".to_owned(), port.to_string().into());
+        sections
+            .entry("http".to_owned())
+            .or_default()
+            .insert("listen".to_owned(), format!("127.0.0.1:{port}").into());
         Ok(toml::to_string(&sections)?)
     }
 
@@ -183,5 +186,8 @@ impl Worker {
 
 /// The value of one sample in the Prometheus text format.
 fn sample(text: &str, name: &str) -> Option<f64> {
-    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.split(' ').next()?.parse().ok())
+    text.lines().find_map(|line| {
+        let rest = line.strip_prefix(name)?;
+        rest.strip_prefix("{}").unwrap_or(rest).strip_prefix(' ')?.split(' ').next()?.parse().ok()
+    })
 }

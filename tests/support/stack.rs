@@ -12,6 +12,7 @@ use rdkafka::{
     producer::{FutureProducer, FutureRecord},
 };
 use roc4mllm::dev::{TestDatabase, TestKafka, TestS3};
+use roc4mllm::inference::stand_in;
 use serde_json::Value;
 use sqlx::Row as _;
 use std::{
@@ -129,6 +130,16 @@ impl Stack {
 
     /// Starts a worker; `overrides` are `section.key` and value.
     pub fn worker(&self, overrides: &[(&str, &str)]) -> Worker {
+        self.worker_in(&[], overrides)
+    }
+
+    /// Starts a worker with a stand-in for the model that does what the file `script` says.
+    pub fn scripted_worker(&self, script: &Path, overrides: &[(&str, &str)]) -> Worker {
+        self.worker_in(&[(stand_in::VARIABLE, script)], overrides)
+    }
+
+    /// Starts a worker with variables of its own.
+    pub fn worker_in(&self, environment: &[(&str, &Path)], overrides: &[(&str, &str)]) -> Worker {
         // A port that was free a moment ago; the worker says so if it no longer is.
         let port =
             TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
@@ -160,6 +171,7 @@ impl Stack {
         command
             .env("AWS_ACCESS_KEY_ID", self.s3.access_key())
             .env("AWS_SECRET_ACCESS_KEY", self.s3.secret_key())
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());

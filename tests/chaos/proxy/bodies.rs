@@ -39,6 +39,40 @@ pub fn refusal(request: &Request, code: i16) -> Option<Vec<u8>> {
     Some(body)
 }
 
+/// Puts `code` into every partition of the reply to a `TxnOffsetCommit` of version 3, the first flexible
+/// one. A reply of another shape stays as it is.
+pub fn refuse_offsets(body: &mut [u8], code: i16) {
+    // The response header's tagged fields, and the throttle time.
+    let mut at = 1 + 4;
+    let Some(topics) = length(body, &mut at) else { return };
+    for _ in 0..topics {
+        let Some(name) = length(body, &mut at) else { return };
+        at += name;
+        let Some(partitions) = length(body, &mut at) else { return };
+        for _ in 0..partitions {
+            at += 4;
+            let Some(field) = body.get_mut(at..at + 2) else { return };
+            field.copy_from_slice(&code.to_be_bytes());
+            at += 2 + 1;
+        }
+        at += 1;
+    }
+}
+
+/// The length in front of a compact array or string: an unsigned varint, one too large.
+fn length(body: &[u8], at: &mut usize) -> Option<usize> {
+    let (mut value, mut shift) = (0, 0);
+    loop {
+        let byte = *body.get(*at)?;
+        *at += 1;
+        value |= usize::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return value.checked_sub(1);
+        }
+        shift += 7;
+    }
+}
+
 /// The error code in the reply to an `EndTxn` of version 0 to 2.
 pub fn end_txn_code(body: &[u8]) -> Option<i16> {
     body.get(4..6).map(|bytes| i16::from_be_bytes([bytes[0], bytes[1]]))
@@ -47,4 +81,19 @@ pub fn end_txn_code(body: &[u8]) -> Option<i16> {
 /// Whether an `EndTxn` of version 0 to 2 asks for a commit rather than an abort.
 pub fn is_commit(request: &Request) -> bool {
     request.api == api::END_TXN && request.body().last() == Some(&1)
+}
+
+/// Makes the reply to a `Produce` of version 3 or later say `code` of the first partition in it, which
+/// is enough for a transaction.
+pub fn refuse_produce(version: i16, body: &mut [u8], code: i16) {
+    // Strings and arrays are counted in 2 and 4 bytes, from version 9 on in one (of small numbers, plus
+    // one), after the header's tagged fields.
+    let length = |at: usize| body.get(at).map_or(0, |byte| usize::from(*byte));
+    let at = match version {
+        9.. => 3 + length(2).saturating_sub(1) + 1,
+        _ => 4 + 2 + (length(4) << 8 | length(5)) + 4,
+    };
+    if let Some(place) = body.get_mut(at + 4..at + 6) {
+        place.copy_from_slice(&code.to_be_bytes());
+    }
 }

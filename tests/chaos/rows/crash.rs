@@ -37,9 +37,9 @@ fn crash(run: &mut Run) -> Result<()> {
     run.describe(format!("crash at {place}"));
     // Rows and transactions come in batches: some ten rows, some twenty outputs.
     let passes = match place {
-        "row-inserted" | "row-durable" => run.at_item / 20,
+        "row-inserted" | "row-durable" => run.at_item / 60,
         name if name.starts_with("transaction") || name.starts_with("outputs") || name == "offsets-sent" => {
-            run.at_item / 40
+            run.at_item / 60
         }
         _ => run.at_item,
     };

@@ -1,0 +1,36 @@
+//! Postgres as the items and the writer use it: one at a time may ask while it is broken.
+
+use super::hold::{Hold, Pass};
+use crate::{
+    fault::Disposition,
+    object::ScoreId,
+    store::{ScoreRow, Store, StoreError, StoredScore},
+};
+use std::collections::HashMap;
+
+/// Postgres' breaker asks for no agreement of several, so all are one.
+const ASKER: u64 = 0;
+
+/// [`Store::upsert`], once Postgres may be asked.
+///
+/// # Errors
+/// As the store's.
+pub async fn upsert(
+    hold: &Hold,
+    store: &Store,
+    rows: &[ScoreRow],
+) -> Result<HashMap<ScoreId, StoredScore>, StoreError> {
+    let pass = hold.postgres.pass().await;
+    judged(pass, store.upsert(rows).await)
+}
+
+/// Tells Postgres' breaker how an attempt went.
+pub(super) fn judged<T>(pass: Pass<'_>, result: Result<T, StoreError>) -> Result<T, StoreError> {
+    match &result {
+        Ok(_) => pass.worked(),
+        // It answered: it is a row that it does not want, or two workers were in each other's way.
+        Err(error) if error.disposition() == Disposition::Reject || error.is_contention() => pass.worked(),
+        Err(error) => pass.failed(ASKER, error),
+    }
+    result
+}

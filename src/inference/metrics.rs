@@ -25,6 +25,20 @@ impl Counter {
     }
 }
 
+/// A count that goes up and down.
+#[derive(Debug, Default)]
+pub struct Level(AtomicU64);
+
+impl Level {
+    pub fn set(&self, level: u64) {
+        self.0.store(level, Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// Time that only grows, to the nanosecond.
 #[derive(Debug, Default)]
 pub struct Stopwatch(Counter);
@@ -75,6 +89,8 @@ pub struct InferenceMetrics {
     pub model_busy: Stopwatch,
     /// Times a batch ran out of memory and was halved.
     pub out_of_memory: Counter,
+    /// The most images in one run now: fewer than configured for a while after memory ran out.
+    pub batch_cap: Level,
     /// Times a batch failed as a whole and was split to find the image to blame.
     pub bisections: Counter,
     /// The built-in picture, which counts in nothing else here.

@@ -63,7 +63,9 @@ impl Runner {
 
     /// The most images to hand to [`run`](Self::run) now.
     pub fn capacity(&mut self) -> usize {
-        self.cap.at(Instant::now())
+        let capacity = self.cap.at(Instant::now());
+        self.metrics.batch_cap.set(capacity as u64);
+        capacity
     }
 
     /// Runs the largest batch of neutral images, smaller if memory asks for it, and says how long the

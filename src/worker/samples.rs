@@ -68,6 +68,7 @@ fn inference(service: &Arc<ScoringService>) -> Vec<Sampled> {
     let metrics = || Arc::clone(service.metrics());
     let (batches, images, decoded, memory) = (metrics(), metrics(), metrics(), metrics());
     let (model_busy, decode_busy, sizes) = (metrics(), metrics(), metrics());
+    let (cap, bisections) = (metrics(), metrics());
     let (waiting, golden, age) = (Arc::clone(service), metrics(), metrics());
     vec![
         total("model_batches", "Runs of the model", move || batches.batches.get() as f64),
@@ -77,6 +78,12 @@ fn inference(service: &Arc<ScoringService>) -> Vec<Sampled> {
         }),
         total("model_out_of_memory", "Batches halved for want of memory", move || {
             memory.out_of_memory.get() as f64
+        }),
+        level("model_batch_cap", "The most images in one run of the model now", move || {
+            cap.batch_cap.get() as f64
+        }),
+        total("model_bisections", "Batches split to find the image that makes them fail", move || {
+            bisections.bisections.get() as f64
         }),
         total("images_decoded", "Images decoded and preprocessed", move || decoded.decoded.get() as f64),
         total("decode_busy_seconds", "Time of the decode threads, summed", move || {
@@ -119,6 +126,11 @@ fn kafka(stats: &Arc<KafkaStats>, ledger: &Arc<Ledger>) -> Vec<Sampled> {
             &stats.producer_replacements
         }),
         counted("outputs_committed", "Outputs and dead letters committed", |stats| &stats.outputs),
+        counted(
+            "records_already_done",
+            "Records passed over because an earlier owner finished them",
+            |stats| &stats.already_done,
+        ),
         counted("partitions_assigned", "Partitions that rebalances gave", |stats| &stats.assigned),
         counted("partitions_revoked", "Partitions that rebalances took", |stats| &stats.revoked),
         counted("partitions_lost", "Partitions lost without notice", |stats| &stats.lost),

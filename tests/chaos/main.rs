@@ -43,6 +43,7 @@ mod envelopes;
 mod kafka;
 mod load;
 mod oracle;
+mod outcome;
 mod plan;
 mod proxy;
 mod random;

@@ -274,7 +274,7 @@ fn agrees(
 
 /// How far beyond the committed offset finished records lie, by the bitmap `d` in the metadata:
 /// base64, least significant bit first.
-fn finished_beyond(metadata: &str) -> Vec<i64> {
+pub fn finished_beyond(metadata: &str) -> Vec<i64> {
     #[derive(Deserialize)]
     struct Metadata {
         d: String,

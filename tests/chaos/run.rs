@@ -9,7 +9,7 @@ use crate::report::{Claim, RunReport};
 use crate::row::{Broker, Row};
 use crate::site::Site;
 use crate::tail::Tail;
-use crate::watch::Watch;
+use crate::watch::{Peaks, Watch};
 use crate::worker::{Worker, WorkerSetup};
 use anyhow::{Context, Result, anyhow, bail};
 use roc4mllm::dev::{MockKafka, S3Server};
@@ -37,6 +37,8 @@ const MARKERS: Duration = Duration::from_secs(15);
 /// Far above what a worker with a small model needs, and far below a leak.
 const RESIDENT_LIMIT_MIB: u64 = 1_000;
 const ITEMS_LIMIT: u64 = 512;
+/// Edge of what the workers' scorer sees, in pixels.
+pub const IMAGE_SIZE: usize = 32;
 
 pub struct Topics {
     pub input: String,
@@ -275,6 +277,11 @@ impl Run {
         self.claims.push(Claim { claim, observed, limit, holds });
     }
 
+    /// The most that any worker held so far.
+    pub fn peaks(&self) -> Peaks {
+        self.watch.peaks()
+    }
+
     /// Committed offsets of the input.
     pub fn offsets(&self) -> Result<Offsets> {
         Offsets::new(&self.bootstrap(), &self.group, &self.topics.input)
@@ -480,7 +487,7 @@ pub fn stillborn(row: &Row, seed: u64, error: &anyhow::Error) -> RunReport {
 }
 
 fn write_script(file: &Path, behaviour: Value) -> Result<()> {
-    let mut whole = json!({"image_size": 32});
+    let mut whole = json!({"image_size": IMAGE_SIZE});
     if let (Some(whole), Value::Object(behaviour)) = (whole.as_object_mut(), behaviour) {
         whole.extend(behaviour);
     }

@@ -2,17 +2,29 @@
 
 mod commit;
 mod crash;
+mod images;
 mod input;
 mod log;
+mod model;
 mod postgres;
 mod rebalance;
+mod s3;
 
 use crate::row::Row;
 
 /// Every row, by its number.
 pub fn all() -> Vec<Row> {
-    let themes =
-        [commit::rows(), crash::rows(), input::rows(), log::rows(), postgres::rows(), rebalance::rows()];
+    let themes = [
+        crash::rows(),
+        rebalance::rows(),
+        commit::rows(),
+        log::rows(),
+        s3::rows(),
+        images::rows(),
+        model::rows(),
+        postgres::rows(),
+        input::rows(),
+    ];
     let mut rows: Vec<Row> = themes.into_iter().flatten().collect();
     rows.sort_by_key(|row| row.number);
     rows

@@ -1,0 +1,207 @@
+//! Rows 23 to 25: a device without memory, images that the model cannot bear, runs that hang or
+//! compute nonsense.
+
+use crate::envelopes::{Envelope, Upload};
+use crate::load::{announced, picture};
+use crate::outcome::{letters, outcomes, rejects, seen_by_scorer};
+use crate::row::{Broker, Row};
+use crate::run::{Run, START};
+use crate::worker::Worker;
+use anyhow::{Context, Result};
+use serde_json::json;
+use std::time::{Duration, Instant};
+
+const ITEMS: usize = 500;
+const PER_SECOND: f64 = 150.0;
+/// `inference.batch_size` of these rows' workers.
+const BATCH: usize = 8;
+const HANG_TIMEOUT_MS: i64 = 3_000;
+
+pub fn rows() -> Vec<Row> {
+    vec![
+        Row::new(23, "device out of memory", Broker::Apache, out_of_memory).variants(2).short(&[1]),
+        Row::new(24, "poison image", Broker::Apache, poison),
+        Row::new(25, "kernel hang, scores that are no numbers", Broker::Apache, nonsense).variants(2),
+    ]
+}
+
+fn metric(worker: &Worker, name: &str) -> Result<f64> {
+    worker.metric(name).with_context(|| format!("{name} is not among the worker's metrics"))
+}
+
+/// Batches above some size do not fit; or none does.
+fn out_of_memory(run: &mut Run) -> Result<()> {
+    let setup = run.worker("a").set("inference.batch_size", BATCH as i64);
+    let worker = run.spawn(setup)?;
+    worker.wait_ready(START)?;
+    run.equal(
+        "images in a batch at first, at most",
+        metric(&worker, "roc4mllm_model_batch_cap")?,
+        BATCH as f64,
+    );
+    let flow = run.loader.flow(ITEMS, run.seed, PER_SECOND);
+    run.tail.wait_items(run.at_item, START)?;
+    if run.variant() == 0 {
+        let fits = [4, 2, 1][run.random.below(3)];
+        run.describe(format!("device out of memory above {fits} images"));
+        run.stand_in(json!({"out_of_memory_above": fits, "batch_ms": 20}))?;
+        flow.join()?;
+        run.tail.wait_items(run.loader.items(), START)?;
+        let halved = metric(&worker, "roc4mllm_model_out_of_memory_total")?;
+        run.fired(halved as usize);
+        run.at_least("batches halved", halved, 1.0);
+        // A batch halves down to what fits, and no larger one is tried.
+        run.at_most("batches halved", halved, 8.0);
+        run.equal(
+            "images in a batch since then, at most",
+            metric(&worker, "roc4mllm_model_batch_cap")?,
+            f64::from(fits),
+        );
+        run.heal();
+    } else {
+        run.describe("device out of memory with one image");
+        run.stand_in(json!({"out_of_memory_above": 0}))?;
+        let code = worker.wait_exit(START)?;
+        run.equal("exit code", code, 75);
+        run.fired(1);
+        run.inspect("out-of-memory")?;
+        flow.join()?;
+        run.stand_in(json!({}))?;
+        let setup = run.worker("a");
+        run.spawn(setup)?;
+        run.heal();
+    }
+    let evidence = run.settle()?;
+    run.equal("dead letters beside those of the load", evidence.dead_letters.len(), rejects(&evidence));
+    Ok(())
+}
+
+/// A picture below `prefix` and what the scorer calls it; not announced yet.
+fn special(run: &mut Run, key: &str) -> Result<(Upload, String)> {
+    let content = picture(&mut run.random)?;
+    let digest = seen_by_scorer(&content)?.digest;
+    Ok((run.loader.put(key, &content)?, digest))
+}
+
+/// A batch with one of these images fails as a whole.
+fn poison(run: &mut Run) -> Result<()> {
+    const POISONS: usize = 4;
+    let mut poisons = Vec::new();
+    for number in 0..POISONS {
+        poisons.push(special(run, &format!("poison/{number}.png"))?);
+    }
+    let digests: Vec<&String> = poisons.iter().map(|(_, digest)| digest).collect();
+    run.stand_in(json!({"fail": digests, "batch_ms": 20}))?;
+    // A long linger: what arrives together is scored together.
+    let setup = run.worker("a").set("inference.batch_size", BATCH as i64).set("inference.linger_ms", 1_500);
+    let worker = run.spawn(setup)?;
+    worker.wait_ready(START)?;
+    let flow = run.loader.flow(ITEMS, run.seed, PER_SECOND);
+    run.tail.wait_items(run.at_item, START)?;
+    let announce = |run: &Run, upload: &Upload| {
+        let record = Envelope::Aws.record(&[upload]);
+        run.loader.send(&record, None, &[announced(upload, "rejected")])
+    };
+    for (upload, _) in &poisons[1..] {
+        announce(run, upload)?;
+    }
+    flow.join()?;
+    run.tail.wait_items(run.loader.items(), START)?;
+    let levels = BATCH.ilog2() as usize;
+    let split = metric(&worker, "roc4mllm_model_bisections_total")?;
+    run.at_most("batches split for three such images", split, (3 * levels) as f64);
+
+    // One batch with one of them in the middle, and nothing else to score.
+    let before = metric(&worker, "roc4mllm_model_batches_total")?;
+    for number in 1..BATCH {
+        let (good, _) = special(run, &format!("beside/{number}.png"))?;
+        run.loader.announce(&good, Envelope::Aws, None)?;
+        if number == BATCH / 2 {
+            announce(run, &poisons[0].0)?;
+        }
+    }
+    run.tail.wait_items(run.loader.items(), START)?;
+    let runs = metric(&worker, "roc4mllm_model_batches_total")? - before;
+    run.at_least("runs beside the first for a batch of 8 with one such image", runs - 1.0, 1.0);
+    run.at_most(
+        "runs beside the first for a batch of 8 with one such image",
+        runs - 1.0,
+        (2 * levels) as f64,
+    );
+    run.fired(POISONS);
+    run.heal();
+
+    let evidence = run.settle()?;
+    let ends = outcomes(&evidence, "poison/");
+    let named = ends.iter().filter(|end| end.status == "rejected" && end.code() == "poison").count();
+    run.equal("such images rejected as poison", named, POISONS);
+    run.equal("dead letters beside those of the load", evidence.dead_letters.len(), rejects(&evidence));
+    Ok(())
+}
+
+/// A run that never ends, and scores that are no numbers.
+fn nonsense(run: &mut Run) -> Result<()> {
+    match run.variant() {
+        0 => hang(run),
+        _ => not_finite(run),
+    }
+}
+
+fn hang(run: &mut Run) -> Result<()> {
+    run.describe("kernel hang");
+    let setup = run.worker("a").set("inference.hang_timeout_ms", HANG_TIMEOUT_MS);
+    let worker = run.spawn(setup)?;
+    worker.wait_ready(START)?;
+    let flow = run.loader.flow(ITEMS, run.seed, PER_SECOND);
+    run.tail.wait_items(run.at_item, START)?;
+    run.stand_in(json!({"hang": true}))?;
+    let since = Instant::now();
+    let code = worker.wait_exit(START)?;
+    run.equal("exit code", code, 71);
+    run.fired(1);
+    let longest = Duration::from_millis(HANG_TIMEOUT_MS as u64) + Duration::from_secs(10);
+    run.at_most("seconds from the hang to the exit", since.elapsed().as_secs_f64(), longest.as_secs_f64());
+    run.inspect("hung")?;
+    flow.join()?;
+    run.stand_in(json!({}))?;
+    let setup = run.worker("a");
+    run.spawn(setup)?;
+    run.heal();
+    let evidence = run.settle()?;
+    run.equal("dead letters beside those of the load", evidence.dead_letters.len(), rejects(&evidence));
+    run.equal("dead letters with class poison", letters(&evidence, "poison"), 0);
+    Ok(())
+}
+
+/// So few that they are the images' own matter.
+fn not_finite(run: &mut Run) -> Result<()> {
+    const SUCH: usize = 5;
+    run.describe("a few scores that are no numbers");
+    let mut such = Vec::new();
+    for number in 0..SUCH {
+        such.push(special(run, &format!("nan/{number}.png"))?);
+    }
+    let digests: Vec<&String> = such.iter().map(|(_, digest)| digest).collect();
+    run.stand_in(json!({"not_finite": digests}))?;
+    let setup = run.worker("a");
+    let worker = run.spawn(setup)?;
+    worker.wait_ready(START)?;
+    let flow = run.loader.flow(ITEMS, run.seed, PER_SECOND);
+    for (number, (upload, _)) in such.iter().enumerate() {
+        run.tail.wait_items(run.at_item + number * 20, START)?;
+        let record = Envelope::Aws.record(&[upload]);
+        run.loader.send(&record, None, &[announced(upload, "rejected")])?;
+    }
+    flow.join()?;
+    run.tail.wait_items(run.loader.items(), START)?;
+    run.fired(SUCH);
+    run.equal("the worker is ready meanwhile", u8::from(worker.is_ready()), 1);
+    run.heal();
+    let evidence = run.settle()?;
+    let ends = outcomes(&evidence, "nan/");
+    let named =
+        ends.iter().filter(|end| end.status == "rejected" && end.code() == "non_finite_score").count();
+    run.equal("images rejected for their score", named, SUCH);
+    run.equal("dead letters beside those of the load", evidence.dead_letters.len(), rejects(&evidence));
+    Ok(())
+}

@@ -127,6 +127,14 @@ pub fn connect(settings: &KafkaSettings) -> Result<Connection, Error> {
 }
 
 impl Control {
+    /// For a consumer that has failed for good: it can't leave its group any more, so a drain needn't
+    /// wait for that.
+    #[must_use]
+    pub fn without_farewell(mut self) -> Self {
+        self.close_timeout = Duration::ZERO;
+        self
+    }
+
     /// Ends intake, waits up to `patience` for what was started, commits it, and leaves the group.
     /// What was only queued is dropped: another member will have it.
     ///

@@ -25,6 +25,8 @@ const COMMITTED_TIMEOUT: Duration = Duration::from_secs(15);
 const WATERMARK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a failed read waits before the next.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// How long the brokers may be silent before they are asked whether they are there.
+const ASK_INTERVAL: Duration = Duration::from_secs(5);
 /// How often logs and tokens are served in between.
 const SERVE_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -86,6 +88,17 @@ impl Lookup {
                 self.measure_lag();
                 lag_due = Instant::now() + lag_interval;
             }
+            self.ask();
+        }
+    }
+
+    /// Makes sure that the brokers are heard of now and then, whatever else there is to do.
+    fn ask(&self) {
+        let topic = self.settings.input_topics.first().map(String::as_str);
+        if self.stats.since_answer() > ASK_INTERVAL
+            && self.consumer.fetch_metadata(topic, WATERMARK_TIMEOUT).is_ok()
+        {
+            self.stats.answered();
         }
     }
 
@@ -93,6 +106,7 @@ impl Lookup {
     fn look_up(&self, wanted: &mut Vec<Wanted>) -> KafkaResult<()> {
         let sources: Vec<_> = wanted.iter().map(|one| one.source.clone()).collect();
         let committed = committed(&self.consumer, &sources, COMMITTED_TIMEOUT)?;
+        self.stats.answered();
         let mut left = Vec::new();
         let mut problem = Ok(());
         for (one, found) in wanted.drain(..).zip(committed) {
@@ -151,6 +165,9 @@ impl Lookup {
                     return;
                 }
             }
+        }
+        if !seen.is_empty() {
+            self.stats.answered();
         }
         self.stats.set_stalled(self.stalls.look(&seen, Instant::now()));
         self.stats.set_lag(lag);

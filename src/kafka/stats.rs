@@ -34,6 +34,8 @@ pub struct KafkaStats {
     polled_at_ms: AtomicU64,
     /// The same, of the last successful commit cycle, an empty one included.
     committed_at_ms: AtomicU64,
+    /// The same, of a broker's last answer to the lookup thread.
+    answered_at_ms: AtomicU64,
     lag: Mutex<BTreeMap<TopicPartition, u64>>,
     stalled: Mutex<Option<(TopicPartition, Instant)>>,
     trouble: Mutex<Option<String>>,
@@ -56,6 +58,7 @@ impl Default for KafkaStats {
             backfill_paused: AtomicBool::new(false),
             polled_at_ms: AtomicU64::new(0),
             committed_at_ms: AtomicU64::new(0),
+            answered_at_ms: AtomicU64::new(0),
             lag: Mutex::new(BTreeMap::new()),
             stalled: Mutex::new(None),
             trouble: Mutex::new(None),
@@ -72,6 +75,11 @@ impl KafkaStats {
     /// Time since a commit cycle last succeeded: readiness.
     pub fn since_commit(&self) -> Duration {
         self.since(&self.committed_at_ms)
+    }
+
+    /// Time since a broker last answered: readiness. A few seconds at least are normal.
+    pub fn since_answer(&self) -> Duration {
+        self.since(&self.answered_at_ms)
     }
 
     /// Unfinished records of each assigned partition, as last measured: high watermark minus base
@@ -93,6 +101,10 @@ impl KafkaStats {
 
     pub(super) fn polled(&self) {
         self.polled_at_ms.store(self.now_ms(), Ordering::Relaxed);
+    }
+
+    pub(super) fn answered(&self) {
+        self.answered_at_ms.store(self.now_ms(), Ordering::Relaxed);
     }
 
     pub(super) fn cycle_succeeded(&self) {

@@ -32,6 +32,9 @@ const PARTITION_STALL: Duration = Duration::from_secs(120);
 /// Commit cycles run all the time; this long without a success, scores do not come out.
 const COMMIT_STALL: Duration = Duration::from_secs(30);
 
+/// Brokers are asked every few seconds at least; this long without an answer, nothing can be read.
+const BROKER_SILENCE: Duration = Duration::from_secs(30);
+
 /// The answer only refines a setting; it is not worth a long wait.
 const RECORD_LIMIT_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -143,6 +146,10 @@ pub async fn run_with(
         // What is under way cannot end well; what is finished can still be committed.
         Ending::Failed(_) => config.pipeline.drain() / 4,
     };
+    let control = match &ending {
+        Ending::Failed(WorkerError::Consumer(_)) => control.without_farewell(),
+        Ending::Failed(_) | Ending::Asked => control,
+    };
     // From here on the intake stays closed, whatever recovers.
     regulating.abort();
     let _ = regulating.await;
@@ -221,6 +228,10 @@ fn checks(
             }
             if committing.assigned.load(std::sync::atomic::Ordering::Relaxed) == 0 {
                 return Err("no partition has been assigned yet".into());
+            }
+            let unheard = committing.since_answer();
+            if unheard >= BROKER_SILENCE {
+                return Err(format!("no Kafka broker has answered for {} s", unheard.as_secs()));
             }
             let silent = committing.since_commit();
             if silent >= COMMIT_STALL && ledger.uncommitted() > 0 {

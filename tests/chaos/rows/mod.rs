@@ -2,6 +2,7 @@
 
 mod commit;
 mod crash;
+mod holding;
 mod images;
 mod input;
 mod log;
@@ -20,6 +21,7 @@ pub fn all() -> Vec<Row> {
         commit::rows(),
         log::rows(),
         s3::rows(),
+        holding::rows(),
         images::rows(),
         model::rows(),
         postgres::rows(),

@@ -3,15 +3,13 @@
 use super::gate::{Gate, Listener, Mode};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
 
 struct Shared {
     gate: Arc<Gate>,
-    target: Mutex<SocketAddr>,
-    delay_ms: AtomicU64,
+    target: SocketAddr,
     /// Bytes that a new connection's answers may have before it is cut.
     cut_after: AtomicUsize,
     fired: AtomicUsize,
@@ -28,8 +26,7 @@ impl TcpProxy {
         let gate = Gate::new();
         let shared = Arc::new(Shared {
             gate: Arc::clone(&gate),
-            target: Mutex::new(target),
-            delay_ms: AtomicU64::new(0),
+            target,
             cut_after: AtomicUsize::new(usize::MAX),
             fired: AtomicUsize::new(0),
         });
@@ -41,11 +38,6 @@ impl TcpProxy {
     /// Where clients connect to.
     pub fn address(&self) -> SocketAddr {
         self.listener.address()
-    }
-
-    /// New connections go there.
-    pub fn forward_to(&self, target: SocketAddr) {
-        *self.shared.target.lock().unwrap_or_else(PoisonError::into_inner) = target;
     }
 
     pub fn set_mode(&self, mode: Mode) {
@@ -61,11 +53,6 @@ impl TcpProxy {
         self.shared.fired.fetch_add(cut, Ordering::Relaxed);
     }
 
-    /// Holds every piece of data back for so long, both ways.
-    pub fn set_delay(&self, delay: Duration) {
-        self.shared.delay_ms.store(delay.as_millis() as u64, Ordering::Relaxed);
-    }
-
     /// Connections made from now on break once the server has sent this many bytes; `None`: they don't.
     pub fn cut_after(&self, bytes: Option<usize>) {
         self.shared.cut_after.store(bytes.unwrap_or(usize::MAX), Ordering::Relaxed);
@@ -78,8 +65,7 @@ impl TcpProxy {
 }
 
 fn serve(client: &TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
-    let target = *shared.target.lock().unwrap_or_else(PoisonError::into_inner);
-    let server = TcpStream::connect(target)?;
+    let server = TcpStream::connect(shared.target)?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
     let answers = thread::spawn({
@@ -101,10 +87,6 @@ fn pump(mut from: &TcpStream, mut to: &TcpStream, shared: &Shared, limit: usize)
     let mut passed = 0;
     loop {
         let read = from.read(&mut buffer)?;
-        let delay = shared.delay_ms.load(Ordering::Relaxed);
-        if delay > 0 {
-            thread::sleep(Duration::from_millis(delay));
-        }
         if read == 0 || !shared.gate.pass() {
             return Ok(());
         }

@@ -38,7 +38,7 @@ built=${CARGO_TARGET_DIR:-target}/debug
 # The last line that says how far it is: "#123 NEW cov: 45 ft: 67 corp: 8/90b exec/s: 1000 ...".
 progress() {
     local state
-    state=$(grep -a '^#' "$2" | tail -1 | tr '\t' ' ' | sed 's/ lim:.*exec/ exec/; s/ rss:.*//; s/ L: .*//') || true
+    state=$(grep -a '^#[0-9]' "$2" | tail -1 | tr '\t' ' ' | sed 's/ lim:.*exec/ exec/; s/ rss:.*//; s/ L: .*//') || true
     printf 'fuzz: %-12s %4s s  %s\n' "$1" "$3" "$state"
 }
 

@@ -233,7 +233,7 @@ impl World {
 }
 
 fn chances() -> impl Strategy<Value = Vec<u32>> {
-    prop::collection::vec(any::<u32>(), 400..3000)
+    prop::collection::vec(any::<u32>(), 1500..6000)
 }
 
 proptest! {

@@ -54,7 +54,8 @@ impl Asked {
 /// Runs it. What is wrong, where something is.
 pub fn run(asked: Asked) -> Result<Vec<String>> {
     let folder = site::target().join("soak");
-    let site = Arc::new(Site::start(folder.clone()).context("the servers did not start")?);
+    let kept = folder.join(if asked == Asked::Backlog { "backlog" } else { "load" });
+    let site = Arc::new(Site::start(kept).context("the servers did not start")?);
     let row = match asked {
         Asked::Load { .. } => Row::new(0, "soak", Broker::Proxy, soak),
         Asked::Backlog => Row::new(0, "backlog", Broker::Apache, backlog::backlog),

@@ -113,7 +113,7 @@ impl Worker {
     ) -> Result<(), Violation> {
         let epoch = self.epoch()?;
         let committed = Some(Outcome::Committed);
-        match dice.roll(10) {
+        match dice.roll(12) {
             // Carried out, and the answer is lost.
             5 | 6 => {
                 let _ = broker.end(self.id, epoch, true)?;
@@ -129,7 +129,7 @@ impl Worker {
             chance => {
                 let answer = broker.end(self.id, epoch, true)?;
                 // A copy of the request is still under way, which a broken connection gives away.
-                let suspect = chance == 9;
+                let suspect = chance >= 9;
                 if suspect {
                     broker.hold_up(self.id, epoch, true);
                 }

@@ -218,7 +218,6 @@ impl Run {
             ("ROC4MLLM_STAND_IN", self.stand_in_file().display().to_string()),
         ];
         WorkerSetup {
-            name: name.to_owned(),
             settings: settings.map(|(key, value)| (key.to_owned(), value)).into(),
             failpoints: self.rule.iter().map(|rule| format!("{}=return", rule.failpoint())).collect(),
             variables: variables.map(|(name, value)| (name.to_owned(), value)).into(),

@@ -17,7 +17,6 @@ const GLANCE: Duration = Duration::from_millis(20);
 
 /// A worker yet to be started: settings, failpoints, variables.
 pub struct WorkerSetup {
-    pub(crate) name: String,
     pub(crate) settings: BTreeMap<String, toml::Value>,
     pub(crate) failpoints: Vec<String>,
     pub(crate) variables: BTreeMap<String, String>,
@@ -72,14 +71,13 @@ impl WorkerSetup {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
         let child = ManagedChild::spawn("worker", command, libc::SIGKILL)?;
         let (id, child) = (child.id(), Arc::new(Mutex::new(child)));
-        Ok(Worker { name: self.name, number, id, http, log, child })
+        Ok(Worker { number, id, http, log, child })
     }
 }
 
 /// A worker process. Handles are cheap to clone, and the run kills what is left at its end.
 #[derive(Clone)]
 pub struct Worker {
-    pub name: String,
     pub number: usize,
     pub id: u32,
     http: SocketAddr,

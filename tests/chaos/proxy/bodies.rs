@@ -7,7 +7,6 @@ pub mod code {
     pub const NOT_COORDINATOR: i16 = 16;
     pub const ILLEGAL_GENERATION: i16 = 22;
     pub const UNKNOWN_MEMBER_ID: i16 = 25;
-    pub const REBALANCE_IN_PROGRESS: i16 = 27;
     pub const TOPIC_AUTHORIZATION_FAILED: i16 = 29;
     pub const INVALID_PRODUCER_EPOCH: i16 = 47;
     pub const CONCURRENT_TRANSACTIONS: i16 = 51;

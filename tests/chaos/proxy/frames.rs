@@ -16,14 +16,10 @@ use std::time::Duration;
 /// The keys of the requests that rows care for (Kafka protocol guide, "Api Keys").
 pub mod api {
     pub const PRODUCE: i16 = 0;
-    pub const METADATA: i16 = 3;
-    pub const OFFSET_FETCH: i16 = 9;
     pub const JOIN_GROUP: i16 = 11;
     pub const HEARTBEAT: i16 = 12;
     pub const LEAVE_GROUP: i16 = 13;
-    pub const SYNC_GROUP: i16 = 14;
     pub const INIT_PRODUCER_ID: i16 = 22;
-    pub const ADD_PARTITIONS_TO_TXN: i16 = 24;
     pub const ADD_OFFSETS_TO_TXN: i16 = 25;
     pub const END_TXN: i16 = 26;
     pub const TXN_OFFSET_COMMIT: i16 = 28;
@@ -40,8 +36,6 @@ pub struct Request {
     pub api: i16,
     pub version: i16,
     pub correlation: i32,
-    /// `{group}-{role}` for a worker's clients.
-    pub client: String,
     /// Header and body, without the length in front.
     frame: Vec<u8>,
     body: usize,
@@ -54,10 +48,10 @@ impl Request {
         let (api, version) = (number(0).ok_or_else(short)?, number(2).ok_or_else(short)?);
         let correlation = frame.get(4..8).and_then(|bytes| bytes.try_into().ok()).ok_or_else(short)?;
         let length = usize::try_from(number(8).ok_or_else(short)?).unwrap_or(0);
-        let client = frame.get(10..10 + length).ok_or_else(short)?;
-        let client = String::from_utf8_lossy(client).into_owned();
+        // The client's id.
+        frame.get(10..10 + length).ok_or_else(short)?;
         let correlation = i32::from_be_bytes(correlation);
-        Ok(Self { api, version, correlation, client, frame, body: 10 + length })
+        Ok(Self { api, version, correlation, frame, body: 10 + length })
     }
 
     /// What follows the header's client id: tagged fields in flexible versions, then the body.
@@ -65,6 +59,9 @@ impl Request {
         &self.frame[self.body..]
     }
 }
+
+/// Changes the body of a reply.
+pub type Change = Box<dyn FnOnce(&mut Vec<u8>) + Send>;
 
 /// What becomes of one request.
 pub enum Act {
@@ -80,7 +77,7 @@ pub enum Act {
     /// Answered by the proxy with this body; the broker never sees it.
     Reply(Vec<u8>),
     /// Forwarded, and the reply's body changed on its way back.
-    Rewrite(Box<dyn FnOnce(&mut Vec<u8>) + Send>),
+    Rewrite(Change),
 }
 
 type Rule = dyn FnMut(&Request) -> Act + Send;
@@ -88,7 +85,7 @@ type Rule = dyn FnMut(&Request) -> Act + Send;
 enum OnReply {
     Drop,
     Cut,
-    Rewrite(Box<dyn FnOnce(&mut Vec<u8>) + Send>),
+    Rewrite(Change),
 }
 
 struct Shared {
@@ -143,19 +140,9 @@ impl FrameProxy {
         self.shared.gate.set(mode);
     }
 
-    /// Closes every connection there is. How many there were.
-    pub fn cut(&self) -> usize {
-        self.shared.gate.cut()
-    }
-
     /// How many requests were treated otherwise than by [`Act::Forward`] since the last reset.
     pub fn fired(&self) -> usize {
         self.shared.fired.load(Ordering::Relaxed)
-    }
-
-    /// Requests that were held and not released yet.
-    pub fn held(&self) -> usize {
-        lock(&self.shared.held).len()
     }
 
     /// Sends what was held, oldest first, on a connection of the proxy's own, as a network does that

@@ -1,17 +1,15 @@
 //! A proxy that knows nothing but bytes, in front of Postgres or S3.
 
-use super::gate::{Gate, Listener, Mode};
+use super::gate::{Gate, Listener};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
 
 struct Shared {
     gate: Arc<Gate>,
-    target: Mutex<SocketAddr>,
-    delay_ms: AtomicU64,
+    target: SocketAddr,
     /// Bytes that a new connection's answers may have before it is cut.
     cut_after: AtomicUsize,
     fired: AtomicUsize,
@@ -28,8 +26,7 @@ impl TcpProxy {
         let gate = Gate::new();
         let shared = Arc::new(Shared {
             gate: Arc::clone(&gate),
-            target: Mutex::new(target),
-            delay_ms: AtomicU64::new(0),
+            target,
             cut_after: AtomicUsize::new(usize::MAX),
             fired: AtomicUsize::new(0),
         });
@@ -43,27 +40,10 @@ impl TcpProxy {
         self.listener.address()
     }
 
-    /// New connections go there.
-    pub fn forward_to(&self, target: SocketAddr) {
-        *self.shared.target.lock().unwrap_or_else(PoisonError::into_inner) = target;
-    }
-
-    pub fn set_mode(&self, mode: Mode) {
-        if mode != Mode::Open {
-            self.shared.fired.fetch_add(1, Ordering::Relaxed);
-        }
-        self.shared.gate.set(mode);
-    }
-
     /// Closes every connection there is.
     pub fn cut(&self) {
         let cut = self.shared.gate.cut();
         self.shared.fired.fetch_add(cut, Ordering::Relaxed);
-    }
-
-    /// Holds every piece of data back for so long, both ways.
-    pub fn set_delay(&self, delay: Duration) {
-        self.shared.delay_ms.store(delay.as_millis() as u64, Ordering::Relaxed);
     }
 
     /// Connections made from now on break once the server has sent this many bytes; `None`: they don't.
@@ -71,15 +51,14 @@ impl TcpProxy {
         self.shared.cut_after.store(bytes.unwrap_or(usize::MAX), Ordering::Relaxed);
     }
 
-    /// Connections cut, and modes other than open set.
+    /// Connections cut.
     pub fn fired(&self) -> usize {
         self.shared.fired.load(Ordering::Relaxed)
     }
 }
 
 fn serve(client: &TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
-    let target = *shared.target.lock().unwrap_or_else(PoisonError::into_inner);
-    let server = TcpStream::connect(target)?;
+    let server = TcpStream::connect(shared.target)?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
     let answers = thread::spawn({
@@ -101,10 +80,6 @@ fn pump(mut from: &TcpStream, mut to: &TcpStream, shared: &Shared, limit: usize)
     let mut passed = 0;
     loop {
         let read = from.read(&mut buffer)?;
-        let delay = shared.delay_ms.load(Ordering::Relaxed);
-        if delay > 0 {
-            thread::sleep(Duration::from_millis(delay));
-        }
         if read == 0 || !shared.gate.pass() {
             return Ok(());
         }

@@ -1,6 +1,6 @@
 //! A proxy that knows nothing but bytes, in front of Postgres or S3.
 
-use super::gate::{Gate, Listener};
+use super::gate::{Gate, Listener, Mode};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -40,6 +40,13 @@ impl TcpProxy {
         self.listener.address()
     }
 
+    pub fn set_mode(&self, mode: Mode) {
+        if mode != Mode::Open {
+            self.shared.fired.fetch_add(1, Ordering::Relaxed);
+        }
+        self.shared.gate.set(mode);
+    }
+
     /// Closes every connection there is.
     pub fn cut(&self) {
         let cut = self.shared.gate.cut();
@@ -51,7 +58,7 @@ impl TcpProxy {
         self.shared.cut_after.store(bytes.unwrap_or(usize::MAX), Ordering::Relaxed);
     }
 
-    /// Connections cut.
+    /// Connections cut, and modes other than open set.
     pub fn fired(&self) -> usize {
         self.shared.fired.load(Ordering::Relaxed)
     }

@@ -93,9 +93,9 @@ impl BatchCap {
         Self { full, current: full, lowered_at: None, cooldown }
     }
 
-    /// A batch of `batch` images did not fit: none larger than half of it is tried for a while.
+    /// A batch of `batch` images did not fit: none larger than its larger half is tried for a while.
     pub fn lower(&mut self, batch: usize, now: Instant) {
-        self.current = self.current.min((batch / 2).max(1));
+        self.current = self.current.min(batch.div_ceil(2).max(1));
         self.lowered_at = Some(now);
     }
 

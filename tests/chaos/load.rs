@@ -60,6 +60,7 @@ impl Loader {
         let producer = ClientConfig::new()
             .set("bootstrap.servers", bootstrap)
             .set("linger.ms", "2")
+            .set("topic.metadata.refresh.interval.ms", "1000")
             .set("enable.idempotence", "true")
             .set("log_level", "0")
             .create()?;

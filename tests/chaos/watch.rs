@@ -88,5 +88,5 @@ fn observe((state, changed): &(Mutex<State>, Condvar)) {
 pub fn resident_kib(id: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{id}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    Some(line.split_whitespace().next()?.parse().ok()?)
+    line.split_whitespace().next()?.parse().ok()
 }

@@ -233,7 +233,12 @@ fn grow(run: &mut Run) -> Result<()> {
         let upload = run.loader.put(&format!("grown/{number}.png"), &picture(&mut run.random)?)?;
         let items = [announced(&upload, "scored")];
         let record = Envelope::Aws.record(&[&upload]);
-        run.loader.send(&record, Some(INPUT_PARTITIONS + number % 4), &items)?;
+        // The producer learns of new partitions in its own time as well.
+        let partition = Some(INPUT_PARTITIONS + number % 4);
+        while let Err(error) = run.loader.send(&record, partition, &items) {
+            ensure!(Instant::now() < deadline, "{error:#}");
+            thread::sleep(Duration::from_millis(200));
+        }
     }
     run.fired(1);
     Ok(())

@@ -110,7 +110,7 @@ impl Bench {
                 let requests = AtomicUsize::new(0);
                 run.s3.set_faults(move |_| {
                     let turn = requests.fetch_add(1, Ordering::Relaxed);
-                    (turn % 2 == 0).then_some(S3Fault::Refuse { status: 503, code: "SlowDown" })
+                    turn.is_multiple_of(2).then_some(S3Fault::Refuse { status: 503, code: "SlowDown" })
                 });
                 wait(8);
                 run.s3.clear_faults();

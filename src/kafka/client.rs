@@ -170,7 +170,6 @@ pub(super) fn source_consumer(
         .set("session.timeout.ms", settings.session_timeout_ms.to_string())
         .set("heartbeat.interval.ms", settings.heartbeat_interval_ms.to_string())
         .set("max.poll.interval.ms", settings.max_poll_interval_ms.to_string())
-        .set("topic.metadata.refresh.interval.ms", settings.metadata_refresh_ms.to_string())
         .set("queued.min.messages", settings.prefetch_records.to_string())
         .set("queued.max.messages.kbytes", settings.prefetch_kib.to_string());
     create(settings, &config, context)
@@ -259,6 +258,7 @@ fn group_config(settings: &KafkaSettings, role: ClientRole) -> ClientConfig {
         // Also makes reads of committed offsets wait for open transactions instead of missing them.
         .set("isolation.level", "read_committed")
         .set("enable.partition.eof", "false")
+        .set("topic.metadata.refresh.interval.ms", settings.metadata_refresh_ms.to_string())
         .set("allow.auto.create.topics", "false");
     config
 }

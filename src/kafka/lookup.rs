@@ -13,7 +13,7 @@ use super::stats::KafkaStats;
 use super::{KafkaSettings, Ledger, Progress, native};
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaResult;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -135,8 +135,15 @@ impl Lookup {
     /// Where a group without a committed offset begins. A number, since the poll thread must not seek
     /// to a logical offset: see [`super::rebalance`].
     fn first_offset(&self, source: &TopicPartition) -> KafkaResult<i64> {
-        let (low, high) =
-            self.consumer.fetch_watermarks(&source.topic, source.partition, WATERMARK_TIMEOUT)?;
+        let ask = || self.consumer.fetch_watermarks(&source.topic, source.partition, WATERMARK_TIMEOUT);
+        let (low, high) = match ask() {
+            // Newer than what this client knows of the topic; the group's member heard of it earlier.
+            Err(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownPartition)) => {
+                self.consumer.fetch_metadata(Some(&source.topic), WATERMARK_TIMEOUT)?;
+                ask()?
+            }
+            answer => answer?,
+        };
         Ok(match self.settings.auto_offset_reset {
             OffsetReset::Earliest => low,
             OffsetReset::Latest => high,

@@ -10,6 +10,8 @@ use std::str::FromStr;
 use std::time::Duration;
 use tokio::time::timeout;
 
+/// Two workers that start at once migrate one after the other. The number is nobody else's.
+const MIGRATION_LOCK: &str = "SELECT pg_advisory_xact_lock(7095321847265)";
 /// Beyond the server's own statement timeout, so that its error arrives first.
 const GRACE: Duration = Duration::from_secs(2);
 const MIGRATION_DEADLINE: Duration = Duration::from_secs(300);
@@ -157,8 +159,16 @@ impl Store {
         let migrate = async {
             let mut connection = PgConnection::connect_with(&self.options).await?;
             let mut migrator = sqlx::migrate!("./migrations");
-            migrator.set_ignore_missing(true);
-            migrator.run(&mut connection).await?;
+            migrator.set_ignore_missing(true).set_locking(false);
+            // All in one transaction, with a lock that ends with it: behind a pgbouncer in transaction
+            // mode nothing else stays on one connection. The migrator names its statements, and the
+            // names would be in the way of whoever gets that connection next.
+            let mut transaction = connection.begin().await?;
+            sqlx::raw_sql("DEALLOCATE ALL").execute(&mut *transaction).await?;
+            sqlx::raw_sql(MIGRATION_LOCK).execute(&mut *transaction).await?;
+            migrator.run(&mut *transaction).await?;
+            sqlx::raw_sql("DEALLOCATE ALL").execute(&mut *transaction).await?;
+            transaction.commit().await?;
             connection.close().await?;
             Ok(())
         };

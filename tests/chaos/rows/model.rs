@@ -7,8 +7,9 @@ use crate::outcome::{letters, outcomes, rejects, seen_by_scorer};
 use crate::row::{Broker, Row};
 use crate::run::{Run, START};
 use crate::worker::Worker;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
+use std::thread;
 use std::time::{Duration, Instant};
 
 const ITEMS: usize = 500;
@@ -20,8 +21,8 @@ const HANG_TIMEOUT_MS: i64 = 3_000;
 pub fn rows() -> Vec<Row> {
     vec![
         Row::new(23, "device out of memory", Broker::Apache, out_of_memory).variants(2),
-        Row::new(24, "poison image", Broker::Apache, poison),
-        Row::new(25, "kernel hang, scores that are no numbers", Broker::Apache, nonsense).variants(2),
+        Row::new(24, "poison image", Broker::Apache, poison).variants(2),
+        Row::new(25, "kernel hang, scores that are no numbers", Broker::Apache, nonsense).variants(3),
     ]
 }
 
@@ -83,8 +84,48 @@ fn special(run: &mut Run, key: &str) -> Result<(Upload, String)> {
     Ok((run.loader.put(key, &content)?, digest))
 }
 
-/// A batch with one of these images fails as a whole.
 fn poison(run: &mut Run) -> Result<()> {
+    match run.variant() {
+        0 => failing(run),
+        _ => deadly(run),
+    }
+}
+
+/// An image that ends every process that scores it, restarted as Kubernetes does.
+fn deadly(run: &mut Run) -> Result<()> {
+    run.describe("image that kills the process");
+    let (upload, digest) = special(run, "poison/deadly.png")?;
+    run.stand_in(json!({"abort": [digest]}))?;
+    run.loader.load(run.at_item, run.seed, None)?;
+    run.loader.send(&Envelope::Aws.record(&[&upload]), None, &[announced(&upload, "rejected")])?;
+    run.loader.load(ITEMS.saturating_sub(run.at_item), run.seed << 20, None)?;
+    let (items, deadline) = (run.loader.items(), Instant::now() + 3 * START);
+    let mut starts = 0;
+    while run.tail.items() < items {
+        let setup = run.worker("a");
+        let worker = run.spawn(setup)?;
+        starts += 1;
+        while worker.is_running()? && run.tail.items() < items {
+            ensure!(Instant::now() < deadline, "{} of {items} items after {starts} starts", run.tail.items());
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+    run.fired(starts - 1);
+    run.at_least("processes that it killed", (starts - 1) as f64, 1.0);
+    run.at_most("starts until everything has its outcome", starts as f64, 4.0);
+    run.heal();
+    let evidence = run.settle()?;
+    run.equal("dead letters with class poison", letters(&evidence, "poison"), 1);
+    let ends = outcomes(&evidence, "poison/");
+    let named = ends.iter().filter(|end| end.status == "rejected" && end.code() == "poison").count();
+    run.equal("deadly images rejected as poison", named, 1);
+    run.equal("dead letters beside those of the load", evidence.dead_letters.len(), rejects(&evidence));
+    Ok(())
+}
+
+/// A batch with one of these images fails as a whole.
+fn failing(run: &mut Run) -> Result<()> {
+    run.describe("image that fails its batch");
     const POISONS: usize = 4;
     let mut poisons = Vec::new();
     for number in 0..POISONS {
@@ -143,7 +184,8 @@ fn poison(run: &mut Run) -> Result<()> {
 fn nonsense(run: &mut Run) -> Result<()> {
     match run.variant() {
         0 => hang(run),
-        _ => not_finite(run),
+        1 => not_finite(run),
+        _ => mostly_not_finite(run),
     }
 }
 
@@ -202,6 +244,47 @@ fn not_finite(run: &mut Run) -> Result<()> {
     let named =
         ends.iter().filter(|end| end.status == "rejected" && end.code() == "non_finite_score").count();
     run.equal("images rejected for their score", named, SUCH);
+    run.equal("dead letters beside those of the load", evidence.dead_letters.len(), rejects(&evidence));
+    Ok(())
+}
+
+/// So many that the model is to blame: nothing is rejected for it while the breaker is open.
+fn mostly_not_finite(run: &mut Run) -> Result<()> {
+    const SUCH: usize = 80;
+    /// The breaker needs a few to open.
+    const BEFORE: usize = 12;
+    run.describe("many scores that are no numbers");
+    let mut such = Vec::new();
+    for number in 0..SUCH {
+        such.push(special(run, &format!("nan/{number}.png"))?);
+    }
+    let digests: Vec<&String> = such.iter().map(|(_, digest)| digest).collect();
+    let setup = run.worker("a");
+    let worker = run.spawn(setup)?;
+    worker.wait_ready(START)?;
+    let flow = run.loader.flow(ITEMS, run.seed, PER_SECOND);
+    run.tail.wait_items(run.at_item, START)?;
+    run.stand_in(json!({"not_finite": digests}))?;
+    for (upload, _) in &such {
+        let items = [announced(upload, "scored|rejected")];
+        run.loader.send(&Envelope::Aws.record(&[upload]), None, &items)?;
+    }
+    let open = |worker: &Worker| {
+        let breaker = worker.metric(r#"roc4mllm_breaker_open{dependency="model"}"#);
+        Ok(breaker.is_some_and(|open| open > 0.0))
+    };
+    worker.wait_until("held for its model", START, open)?;
+    run.fired(SUCH);
+    run.equal("ready while the model is held", worker.is_ready(), false);
+    run.equal("alive while the model is held", worker.is_alive(), true);
+    flow.join()?;
+    run.stand_in(json!({}))?;
+    run.heal();
+    run.tail.wait_items(run.loader.items(), START)?;
+    run.equal("ready again", worker.is_ready(), true);
+    let evidence = run.settle()?;
+    let rejected = outcomes(&evidence, "nan/").iter().filter(|end| end.status == "rejected").count();
+    run.at_most("images rejected before the breaker opened", rejected as f64, BEFORE as f64);
     run.equal("dead letters beside those of the load", evidence.dead_letters.len(), rejects(&evidence));
     Ok(())
 }

@@ -92,7 +92,7 @@ fn killed_at_commit(run: &mut Run) -> Result<()> {
     let flow = run.loader.flow(ITEMS, run.seed, PER_SECOND);
     run.tail.wait_items(run.at_item / 2, START)?;
     let (mut cuts, deadline) = (0, Instant::now() + START);
-    while run.tail.items() < run.at_item {
+    while run.tail.items() < run.at_item || cuts < 10 {
         ensure!(Instant::now() < deadline, "{} of {} items are committed", run.tail.items(), run.at_item);
         thread::sleep(Duration::from_millis(40 + run.random.below(120) as u64));
         proxy.cut();

@@ -146,6 +146,8 @@ mod tests {
         cap.lower(8, start);
         assert_eq!(cap.at(start), 4);
         cap.lower(3, start);
+        assert_eq!(cap.at(start), 2);
+        cap.lower(2, start);
         assert_eq!(cap.at(start), 1);
         cap.lower(1, start);
         assert_eq!(cap.at(start + Duration::from_secs(599)), 1);

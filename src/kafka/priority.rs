@@ -11,6 +11,8 @@ const QUIET: Duration = Duration::from_millis(250);
 pub(super) struct Load {
     /// Records of live partitions that were not read yet.
     pub live_waiting: u64,
+    /// Live records that were read and are not finished.
+    pub live_in_flight: usize,
     /// Backfill records that were read and are not finished. A live record queues behind them.
     pub backfill_in_flight: usize,
 }
@@ -31,7 +33,8 @@ impl BackfillGate {
 
     /// Whether backfill partitions may be read at `now`.
     pub fn is_open(&mut self, now: Instant, load: Load) -> bool {
-        if load.live_waiting > 0 {
+        // A few in flight are a steady trickle, which would otherwise hold the backfill for ever.
+        if load.live_waiting > 0 || load.live_in_flight > self.limit / 8 {
             self.live_seen = Some(now);
         }
         // Half-way down rather than at once, since resuming fetches anew.
@@ -50,7 +53,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn load(live_waiting: u64, backfill_in_flight: usize) -> Load {
-        Load { live_waiting, backfill_in_flight }
+        Load { live_waiting, live_in_flight: 0, backfill_in_flight }
     }
 
     #[test]
@@ -61,6 +64,14 @@ mod tests {
         assert!(!gate.is_open(begin, load(1, 0)));
         assert!(!gate.is_open(begin + QUIET / 2, load(0, 0)));
         assert!(gate.is_open(begin + QUIET, load(0, 0)));
+    }
+
+    #[test]
+    fn uploads_in_flight_stop_the_backfill_but_for_a_trickle() {
+        let begin = Instant::now();
+        let mut gate = BackfillGate::new(64);
+        assert!(!gate.is_open(begin, Load { live_in_flight: 9, ..load(0, 0) }));
+        assert!(gate.is_open(begin + QUIET, Load { live_in_flight: 8, ..load(0, 0) }));
     }
 
     #[test]
@@ -84,7 +95,7 @@ mod tests {
             let mut gate = BackfillGate::new(limit);
             for (pause_ms, live_waiting, backfill_in_flight) in steps {
                 now += Duration::from_millis(pause_ms);
-                if gate.is_open(now, Load { live_waiting, backfill_in_flight }) {
+                if gate.is_open(now, load(live_waiting, backfill_in_flight)) {
                     prop_assert_eq!(live_waiting, 0);
                     prop_assert!(backfill_in_flight < limit);
                 }
@@ -99,7 +110,7 @@ mod tests {
             let now = Instant::now();
             let mut gate = BackfillGate::new(limit);
             for (live_waiting, backfill_in_flight) in steps {
-                gate.is_open(now, Load { live_waiting, backfill_in_flight });
+                gate.is_open(now, load(live_waiting, backfill_in_flight));
             }
             prop_assert!(gate.is_open(now + QUIET, load(0, 0)));
         }

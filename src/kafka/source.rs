@@ -242,14 +242,17 @@ impl Source {
 
     /// Decides whether the backfill's partitions may be read just now.
     fn prioritize(&mut self) {
-        let backfills: Vec<Epoch> =
-            self.partitions.values().filter(|partition| partition.backfill).map(|p| p.epoch).collect();
+        let epochs = |backfill: bool| -> Vec<Epoch> {
+            self.partitions.values().filter(|one| one.backfill == backfill).map(|one| one.epoch).collect()
+        };
+        let (backfills, live) = (epochs(true), epochs(false));
         if backfills.is_empty() {
             self.parts.stats.backfill_paused.store(false, Ordering::Relaxed);
             return;
         }
         let load = Load {
             live_waiting: self.live_waiting(),
+            live_in_flight: self.parts.ledger.in_flight_of(&live),
             backfill_in_flight: self.parts.ledger.in_flight_of(&backfills),
         };
         self.backfill_open = self.backfill.is_open(Instant::now(), load);

@@ -207,7 +207,7 @@ async fn an_overloaded_s3_is_asked_for_less_at_once_and_then_for_more_again() {
     let requests = AtomicU64::new(0);
     around.s3.set_faults(move |request| {
         let read = request.method.as_str() == "GET";
-        (read && requests.fetch_add(1, Ordering::Relaxed) % 2 == 0).then_some(SLOW_DOWN)
+        (read && requests.fetch_add(1, Ordering::Relaxed).is_multiple_of(2)).then_some(SLOW_DOWN)
     });
     around.load(0..200).await;
     reaches(&worker, limit, |limit| limit <= 2.0).await;

@@ -59,6 +59,9 @@ impl Request {
     }
 }
 
+/// What is done to a reply's body.
+pub type Change = Box<dyn FnOnce(&mut Vec<u8>) + Send>;
+
 /// What becomes of one request.
 pub enum Act {
     Forward,
@@ -73,7 +76,7 @@ pub enum Act {
     /// Answered by the proxy with this body; the broker never sees it.
     Reply(Vec<u8>),
     /// Forwarded, and the reply's body changed on its way back.
-    Rewrite(Box<dyn FnOnce(&mut Vec<u8>) + Send>),
+    Rewrite(Change),
 }
 
 type Rule = dyn FnMut(&Request) -> Act + Send;
@@ -81,7 +84,7 @@ type Rule = dyn FnMut(&Request) -> Act + Send;
 enum OnReply {
     Drop,
     Cut,
-    Rewrite(Box<dyn FnOnce(&mut Vec<u8>) + Send>),
+    Rewrite(Change),
 }
 
 struct Shared {

@@ -35,7 +35,7 @@ test: setup ## Lint, then run every test (ALLOW_SKIP=1: skipped tests are no fai
 
 .PHONY: chaos
 chaos: ## Break everything once, and look for what was lost or doubled (ROWS=1,8 SEEDS=3 BREAK=RULE LANES=2)
-	@scripts/setup.sh build postgres kafka
+	@scripts/setup.sh build postgres kafka pgbouncer
 	@ROC4MLLM_CHAOS="$(or $(ROWS),all)" ROC4MLLM_CHAOS_SEEDS="$(SEEDS)" ROC4MLLM_CHAOS_BREAK="$(BREAK)" \
 		ROC4MLLM_CHAOS_LANES="$(LANES)" cargo test --locked --quiet --test chaos
 

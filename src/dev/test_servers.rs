@@ -145,15 +145,22 @@ impl TestKafka {
     }
 }
 
+/// Whether tests that need a real Kafka are to be skipped: none can be had, and `ALLOW_SKIP=1` says to
+/// go on without.
+pub fn lacks_kafka() -> bool {
+    let allowed = std::env::var("ALLOW_SKIP").is_ok_and(|value| value == "1");
+    let libraries = ApacheKafka::default_libraries();
+    allowed && configured("ROC4MLLM_TEST_KAFKA").is_none() && !ApacheKafka::is_laid_out(&libraries)
+}
+
 /// Whether the calling test is to leave it at that, because no Apache Kafka can be had and
 /// `ALLOW_SKIP=1` says to go on without. The skip is put down in the file that `ROC4MLLM_SKIPPED`
 /// names; without `ALLOW_SKIP` such a test fails at its broker instead.
 pub fn skip_without_kafka() -> bool {
-    let allowed = std::env::var("ALLOW_SKIP").is_ok_and(|value| value == "1");
-    let libraries = ApacheKafka::default_libraries();
-    if !allowed || configured("ROC4MLLM_TEST_KAFKA").is_some() || ApacheKafka::is_laid_out(&libraries) {
+    if !lacks_kafka() {
         return false;
     }
+    let libraries = ApacheKafka::default_libraries();
     let current = thread::current();
     let line =
         format!("{}: no Apache Kafka in {}\n", current.name().unwrap_or("a test"), libraries.display());

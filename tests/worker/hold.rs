@@ -163,6 +163,9 @@ async fn recovered(worker: &Worker) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_403_for_everything_holds_everything_until_it_is_mended() {
+    if roc4mllm::dev::skip_without_kafka() {
+        return;
+    }
     const ITEMS: usize = 60;
     let around = Surroundings::start().await;
     around.load(0..ITEMS as u32).await;
@@ -185,6 +188,9 @@ async fn a_403_for_everything_holds_everything_until_it_is_mended() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_single_403_is_retried_and_holds_nobody_up() {
+    if roc4mllm::dev::skip_without_kafka() {
+        return;
+    }
     let around = Surroundings::start().await;
     around.load(0..1).await;
     around.s3.set_faults(|request| request.uri.path().contains("00000").then_some(FORBIDDEN));
@@ -199,6 +205,9 @@ async fn a_single_403_is_retried_and_holds_nobody_up() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_overloaded_s3_is_asked_for_less_at_once_and_then_for_more_again() {
+    if roc4mllm::dev::skip_without_kafka() {
+        return;
+    }
     let around = Surroundings::start().await;
     let worker = around.worker(&[("s3.parallelism", "8"), ("retry.deadline_ms", "600000")]);
     let limit = "roc4mllm_s3_concurrency_limit";
@@ -221,6 +230,9 @@ async fn an_overloaded_s3_is_asked_for_less_at_once_and_then_for_more_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn late_missing_and_overwritten_objects_are_no_dead_letters() {
+    if roc4mllm::dev::skip_without_kafka() {
+        return;
+    }
     let around = Surroundings::start().await;
     let worker = around.worker(&[("s3.missing_grace_ms", "3000"), ("retry.deadline_ms", "60000")]);
     let announce = |key: &str| Record::plain(serde_json::json!({"bucket": BUCKET, "key": key}).to_string());
@@ -246,6 +258,9 @@ async fn late_missing_and_overwritten_objects_are_no_dead_letters() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_postgres_that_is_down_is_waited_for() {
+    if roc4mllm::dev::skip_without_kafka() {
+        return;
+    }
     let around = Surroundings::start().await;
     let mut postgres = Postgres::start().expect("a Postgres");
     let url = postgres.url();
@@ -268,6 +283,9 @@ async fn a_postgres_that_is_down_is_waited_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_model_whose_scores_are_no_numbers_is_held_and_a_single_one_is_rejected() {
+    if roc4mllm::dev::skip_without_kafka() {
+        return;
+    }
     const ITEMS: u32 = 60;
     let around = Surroundings::start().await;
     around.perform(&Script { not_finite: BTreeSet::from([digest(30)]), ..Script::default() });
@@ -296,6 +314,9 @@ async fn a_model_whose_scores_are_no_numbers_is_held_and_a_single_one_is_rejecte
 
 #[tokio::test(flavor = "multi_thread")]
 async fn too_many_dead_letters_in_a_row_are_held_for_a_while() {
+    if roc4mllm::dev::skip_without_kafka() {
+        return;
+    }
     let around = Surroundings::start().await;
     for _ in 0..130 {
         around.stack.produce(&Record::plain("{not json".to_owned())).await;

@@ -21,8 +21,10 @@ const HANG_TIMEOUT_MS: i64 = 3_000;
 pub fn rows() -> Vec<Row> {
     vec![
         Row::new(23, "device out of memory", Broker::Apache, out_of_memory).variants(2),
-        Row::new(24, "poison image", Broker::Apache, poison).variants(2),
-        Row::new(25, "kernel hang, scores that are no numbers", Broker::Apache, nonsense).variants(3),
+        Row::new(24, "poison image", Broker::Apache, poison).variants(2).short(&[2]),
+        Row::new(25, "kernel hang, scores that are no numbers", Broker::Apache, nonsense)
+            .variants(3)
+            .short(&[3]),
     ]
 }
 

@@ -380,7 +380,11 @@ fn writer(store: &Store, settings: &PostgresSettings) -> Writer {
     let shutdown = CancellationToken::new();
     let (store, settings, token) = (store.clone(), settings.clone(), shutdown.clone());
     let retry = RetrySettings { initial_ms: 20, max_ms: 200, ..RetrySettings::default() };
-    let task = tokio::spawn(async move { write_batches(store, &settings, &retry, incoming, token).await });
+    let upsert = move |rows: Vec<ScoreRow>| {
+        let store = store.clone();
+        async move { store.upsert(&rows).await }
+    };
+    let task = tokio::spawn(async move { write_batches(upsert, &settings, &retry, incoming, token).await });
     Writer { requests, task, shutdown }
 }
 

@@ -63,13 +63,14 @@ pub(super) fn offsets_with_metadata(list: &TopicPartitionList) -> Vec<(i64, Vec<
     }
 }
 
-/// One past the last record of a partition, as far as the last fetch knew; no request is made.
-pub(super) fn known_end<C: ConsumerContext>(
+/// The beginning and end of a partition's log as its last fetch found them; no request is made. Asking
+/// has librdkafka set up its record of the partition, if it had none.
+fn cached_watermarks<C: ConsumerContext>(
     consumer: &BaseConsumer<C>,
     source: &TopicPartition,
-) -> Option<i64> {
+) -> Option<(i64, i64)> {
     let topic = CString::new(source.topic.as_bytes()).ok()?;
-    let (mut low, mut high) = (0, 0);
+    let (mut low, mut high) = (0, -1);
     // SAFETY: the consumer is alive, the name is NUL-terminated, both outputs are valid for writing.
     let error = unsafe {
         sys::rd_kafka_get_watermark_offsets(
@@ -80,47 +81,24 @@ pub(super) fn known_end<C: ConsumerContext>(
             &mut high,
         )
     };
-    (error == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR && high >= 0).then_some(high)
+    (error == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR).then_some((low, high))
+}
+
+/// One past the last record of a partition as its last fetch found it; `None` before the first fetch.
+pub(super) fn cached_end<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    source: &TopicPartition,
+) -> Option<i64> {
+    cached_watermarks(consumer, source).map(|(_, end)| end).filter(|end| *end >= 0)
 }
 
 /// Has librdkafka set up its records of partitions, so that they can be paused before they are
 /// assigned; it refuses to pause a partition of a topic that it has not met.
 pub(super) fn make_known<C: ConsumerContext>(consumer: &BaseConsumer<C>, sources: &[TopicPartition]) {
     for source in sources {
-        let Ok(topic) = CString::new(source.topic.as_bytes()) else { continue };
-        let (mut low, mut high) = (0, 0);
-        // SAFETY: the consumer is alive, the name is NUL-terminated, both outputs are valid for
-        // writing. The call only looks at local state, which it creates where there is none.
-        unsafe {
-            sys::rd_kafka_get_watermark_offsets(
-                consumer.client().native_ptr(),
-                topic.as_ptr(),
-                source.partition,
-                &mut low,
-                &mut high,
-            );
-        }
+        // What it answers does not matter here.
+        let _ = cached_watermarks(consumer, source);
     }
-}
-
-/// The end of a partition's log as its last fetch found it; `None` before the first fetch.
-pub(super) fn cached_end<C: ConsumerContext>(
-    consumer: &BaseConsumer<C>,
-    source: &TopicPartition,
-) -> Option<i64> {
-    let topic = CString::new(source.topic.as_bytes()).ok()?;
-    let (mut low, mut high) = (0, -1);
-    // SAFETY: as in `make_known`.
-    let error = unsafe {
-        sys::rd_kafka_get_watermark_offsets(
-            consumer.client().native_ptr(),
-            topic.as_ptr(),
-            source.partition,
-            &mut low,
-            &mut high,
-        )
-    };
-    (error == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR && high >= 0).then_some(high)
 }
 
 /// The group generation that the consumer is a member of now, if it is one.

@@ -271,7 +271,7 @@ impl Source {
             }
             let position =
                 positions.find_partition(&source.topic, source.partition).map(|entry| entry.offset());
-            let end = native::known_end(&self.parts.consumer, source);
+            let end = native::cached_end(&self.parts.consumer, source);
             if let (Some(Offset::Offset(position)), Some(end)) = (position, end) {
                 waiting += end.saturating_sub(position).max(0) as u64;
             }

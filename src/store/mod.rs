@@ -16,4 +16,4 @@ pub use error::StoreError;
 pub use pool::{PostgresSettings, Store};
 pub use row::{ScoreRow, SourcePosition, StoredScore};
 pub use scan::ObjectPage;
-pub use writer::{WriteRequest, write_batches, write_batches_by};
+pub use writer::{WriteRequest, write_batches};

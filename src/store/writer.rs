@@ -5,7 +5,7 @@ use crate::fault::Disposition;
 use crate::object::ScoreId;
 use crate::retry::RetrySettings;
 use crate::store::error::StoreError;
-use crate::store::pool::{PostgresSettings, Store};
+use crate::store::pool::PostgresSettings;
 use crate::store::row::{ScoreRow, StoredScore};
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -26,24 +26,11 @@ pub struct WriteRequest {
 /// first one. While Postgres is unwell, waits and tries again; rows never get lost or reordered
 /// within an id. If Postgres refuses a batch for its data, halves find the rows that are to blame.
 ///
+/// `upsert` is [`Store::upsert`](super::Store::upsert), which the caller may let wait.
+///
 /// Ends when every sender is gone and everything is written, or when `shutdown` fires, which
 /// abandons what is not.
-pub async fn write_batches(
-    store: Store,
-    settings: &PostgresSettings,
-    retry: &RetrySettings,
-    requests: mpsc::Receiver<WriteRequest>,
-    shutdown: CancellationToken,
-) {
-    let upsert = |rows: Vec<ScoreRow>| {
-        let store = store.clone();
-        async move { store.upsert(&rows).await }
-    };
-    write_batches_by(upsert, settings, retry, requests, shutdown).await;
-}
-
-/// [`write_batches`] with an `upsert` of the caller's, who may let it wait.
-pub async fn write_batches_by<F: Future<Output = Result<HashMap<ScoreId, StoredScore>, StoreError>>>(
+pub async fn write_batches<F: Future<Output = Result<HashMap<ScoreId, StoredScore>, StoreError>>>(
     upsert: impl Fn(Vec<ScoreRow>) -> F,
     settings: &PostgresSettings,
     retry: &RetrySettings,

@@ -39,8 +39,8 @@ pub enum WorkerError {
 }
 
 impl WorkerError {
-    /// 2 configuration, 69 a dependency that does not answer, 70 model or device broken, 71 a batch that hangs, 72 consumer
-    /// fatal, 75 out of memory at one image, 1 anything else.
+    /// 2 configuration, 69 a dependency that does not answer, 70 model or device broken, 71 a batch that
+    /// hangs, 72 consumer fatal, 75 out of memory at one image, 1 anything else.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Kafka(kafka::Error::Setting { .. })

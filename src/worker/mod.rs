@@ -106,7 +106,7 @@ pub async fn run_with(
             let (hold, store) = (Arc::clone(&hold), store.clone());
             async move { pipeline::upsert(&hold, &store, &rows).await }
         };
-        async move { store::write_batches_by(upsert, &settings, &retry, requests, abandon).await }
+        async move { store::write_batches(upsert, &settings, &retry, requests, abandon).await }
     });
     let pipeline = Pipeline::new(Parts {
         ledger: Arc::clone(&ledger),

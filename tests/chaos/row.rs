@@ -11,8 +11,6 @@ pub enum Broker {
     Apache,
     /// Apache Kafka through [`crate::proxy::frames::FrameProxy`]; one row at a time.
     Proxy,
-    /// librdkafka's mock cluster, one of its own for each run.
-    Mock,
 }
 
 impl Broker {
@@ -20,7 +18,6 @@ impl Broker {
         match self {
             Self::Apache => "apache",
             Self::Proxy => "proxy",
-            Self::Mock => "mock",
         }
     }
 }

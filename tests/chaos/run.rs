@@ -12,7 +12,7 @@ use crate::tail::Tail;
 use crate::watch::{Peaks, Watch};
 use crate::worker::{Worker, WorkerSetup};
 use anyhow::{Context, Result, anyhow, bail};
-use roc4mllm::dev::{MockKafka, S3Server};
+use roc4mllm::dev::S3Server;
 use roc4mllm::failpoint::Rule;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -66,7 +66,6 @@ pub struct Run {
     /// The run's database, without a proxy.
     pub database: String,
     pub runtime: Arc<Runtime>,
-    pub mock: Option<MockKafka>,
     /// What workers get as `postgres.url` and `s3.endpoint`, for rows that put a proxy there.
     pub postgres_url: String,
     pub s3_endpoint: String,
@@ -91,7 +90,6 @@ impl Run {
         }
         std::fs::create_dir_all(&folder)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let mock = (row.broker == Broker::Mock).then(MockKafka::start).transpose()?;
         let name = format!("c{}-{seed}-{}", row.number, &Uuid::new_v4().simple().to_string()[..8]);
         let topics = Topics {
             input: format!("{name}-uploads"),
@@ -103,16 +101,8 @@ impl Run {
             (topics.output.as_str(), OUTPUT_PARTITIONS),
             (topics.dead_letters.as_str(), 1),
         ];
-        let bootstrap =
-            mock.as_ref().map_or_else(|| site.kafka().to_owned(), |mock| mock.bootstrap().to_owned());
-        match &mock {
-            Some(mock) => {
-                for (topic, partitions) in new {
-                    mock.create_topic(topic, partitions)?;
-                }
-            }
-            None => runtime.block_on(kafka::create_topics(&bootstrap, &new))?,
-        }
+        let bootstrap = site.kafka().to_owned();
+        runtime.block_on(kafka::create_topics(&bootstrap, &new))?;
         let database = runtime.block_on(create_database(&site.postgres(), &name.replace('-', "_")))?;
         let objects = tempfile::tempdir()?;
         let s3 = S3Server::start(objects.path())?;
@@ -143,7 +133,6 @@ impl Run {
             postgres_url: database.clone(),
             database,
             runtime,
-            mock,
             rule,
             fault: row.fault.to_owned(),
             watch: Watch::start(),
@@ -172,13 +161,13 @@ impl Run {
 
     /// The broker without a proxy in between.
     pub fn bootstrap(&self) -> String {
-        self.mock.as_ref().map_or_else(|| self.site.kafka().to_owned(), |mock| mock.bootstrap().to_owned())
+        self.site.kafka().to_owned()
     }
 
     fn workers_bootstrap(&self) -> String {
         match self.row.broker {
             Broker::Proxy => self.site.proxy.address().to_string(),
-            Broker::Apache | Broker::Mock => self.bootstrap(),
+            Broker::Apache => self.bootstrap(),
         }
     }
 
@@ -427,11 +416,9 @@ impl Run {
         for worker in &self.workers {
             let _ = worker.kill();
         }
-        if self.mock.is_none() {
-            let topics = [&self.topics.input, &self.topics.output, &self.topics.dead_letters];
-            let topics = topics.map(String::as_str);
-            let _ = self.runtime.block_on(kafka::delete_topics(self.site.kafka(), &topics));
-        }
+        let topics = [&self.topics.input, &self.topics.output, &self.topics.dead_letters];
+        let topics = topics.map(String::as_str);
+        let _ = self.runtime.block_on(kafka::delete_topics(self.site.kafka(), &topics));
         let name = self.database.rsplit('/').next().unwrap_or_default();
         let statement = format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)");
         let _ = self.runtime.block_on(execute(&self.site.postgres(), statement));

@@ -5,6 +5,7 @@
 //! rating distribution, or a list of one per `[SCORE]`; `image` is a path below the folder of images.
 
 use super::elements::{Element, Elements};
+use super::fields::{kind, list_or_lists, number, number_or_list, syntax};
 use super::{LabelFileError, Refusal, Scale};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Map, Value};
@@ -48,8 +49,7 @@ impl Sample {
     /// How many scores its answers ask for. As in the reference, a conversation begins with `human`: an
     /// earlier turn is no part of it.
     pub fn score_tokens(&self) -> usize {
-        let answers = self.conversations.iter().skip_while(|turn| turn.from != "human");
-        answers.filter(|turn| turn.from == "gpt").map(|turn| turn.value.matches(SCORE_TOKEN).count()).sum()
+        score_tokens(&self.conversations)
     }
 
     /// Whether a score head of this scale can be trained on it: turns in order, as many scores as
@@ -59,7 +59,7 @@ impl Sample {
     /// # Errors
     /// What is wrong first.
     pub fn check(&self, scale: &Scale) -> Result<(), Refusal> {
-        self.check_turns()?;
+        check_turns(&self.conversations)?;
         let tokens = self.score_tokens();
         if self.gt_scores.len() != tokens {
             return Err(Refusal::ScoreCount { scores: self.gt_scores.len(), tokens });
@@ -71,31 +71,17 @@ impl Sample {
         self.targets.iter().try_for_each(|target| scale.check_distribution(target))
     }
 
-    fn check_turns(&self) -> Result<(), Refusal> {
-        let leading = usize::from(self.conversations.first().is_some_and(|turn| turn.from == "gpt"));
-        let turns = self.conversations.iter().enumerate().skip(leading);
-        for ((turn, Turn { from, .. }), expected) in turns.zip(["human", "gpt"].into_iter().cycle()) {
-            if from != expected {
-                return Err(Refusal::Role { turn: turn + 1, from: from.clone() });
-            }
-        }
-        if self.conversations.len() < leading + 2 {
-            return Err(Refusal::NoAnswer);
-        }
-        let shown = self.conversations[leading..]
-            .iter()
-            .any(|turn| turn.from == "human" && turn.value.contains(IMAGE_TOKEN));
-        if shown { Ok(()) } else { Err(Refusal::NoImage) }
-    }
-
     fn read(Element { line, bytes }: &Element) -> Result<Self, (usize, Refusal)> {
         let mut fields: Map<String, Value> =
-            serde_json::from_slice(bytes).map_err(|error| syntax(*line, &error))?;
+            serde_json::from_slice(bytes).map_err(|error| {
+                let (within, refusal) = syntax(&error);
+                (line + within - 1, refusal)
+            })?;
         let here = |refusal| (*line, refusal);
         Ok(Self {
             image: image(fields.shift_remove("image")).map_err(here)?,
-            gt_scores: scores(fields.shift_remove("gt_score")).map_err(here)?,
-            targets: targets(fields.shift_remove("target")).map_err(here)?,
+            gt_scores: number_or_list("gt_score", fields.shift_remove("gt_score")).map_err(here)?,
+            targets: list_or_lists("target", fields.shift_remove("target"), number).map_err(here)?,
             conversations: turns(fields.shift_remove("conversations")).map_err(here)?,
             extra: fields,
             line: *line,
@@ -124,6 +110,29 @@ impl Serialize for Sample {
         }
         map.end()
     }
+}
+
+/// Scores that the answers of a conversation ask for.
+pub(super) fn score_tokens(turns: &[Turn]) -> usize {
+    let answers = turns.iter().skip_while(|turn| turn.from != "human").filter(|turn| turn.from == "gpt");
+    answers.map(|turn| turn.value.matches(SCORE_TOKEN).count()).sum()
+}
+
+/// Whether questions and answers come by turns, and one of the questions shows the image.
+pub(super) fn check_turns(turns: &[Turn]) -> Result<(), Refusal> {
+    let leading = usize::from(turns.first().is_some_and(|turn| turn.from == "gpt"));
+    let expected = ["human", "gpt"].into_iter().cycle();
+    for ((turn, Turn { from, .. }), expected) in turns.iter().enumerate().skip(leading).zip(expected) {
+        if from != expected {
+            return Err(Refusal::Role { turn: turn + 1, from: from.clone() });
+        }
+    }
+    if turns.len() < leading + 2 {
+        return Err(Refusal::NoAnswer);
+    }
+    let shown =
+        turns[leading..].iter().any(|turn| turn.from == "human" && turn.value.contains(IMAGE_TOKEN));
+    if shown { Ok(()) } else { Err(Refusal::NoImage) }
 }
 
 /// Reads samples one at a time, however many there are.
@@ -224,30 +233,8 @@ fn image(value: Option<Value>) -> Result<String, Refusal> {
     }
 }
 
-fn scores(value: Option<Value>) -> Result<Vec<f64>, Refusal> {
-    match value {
-        None | Some(Value::Null) => Ok(Vec::new()),
-        Some(Value::Array(list)) => numbers("gt_score", &list),
-        Some(value) => Ok(vec![number("gt_score", &value)?]),
-    }
-}
-
-fn targets(value: Option<Value>) -> Result<Vec<Vec<f64>>, Refusal> {
-    match value {
-        None | Some(Value::Null) => Ok(Vec::new()),
-        Some(Value::Array(list)) if list.first().is_some_and(Value::is_array) => list
-            .iter()
-            .map(|target| match target {
-                Value::Array(list) => numbers("target", list),
-                other => Err(kind("target", "a list of lists of numbers", other)),
-            })
-            .collect(),
-        Some(Value::Array(list)) => Ok(vec![numbers("target", &list)?]),
-        Some(other) => Err(kind("target", "a list of numbers", &other)),
-    }
-}
-
-fn turns(value: Option<Value>) -> Result<Vec<Turn>, Refusal> {
+/// `[{"from", "value"}]`.
+pub(super) fn turns(value: Option<Value>) -> Result<Vec<Turn>, Refusal> {
     let list = match value {
         Some(Value::Array(list)) => list,
         None | Some(Value::Null) => {
@@ -258,48 +245,20 @@ fn turns(value: Option<Value>) -> Result<Vec<Turn>, Refusal> {
     };
     list.into_iter()
         .map(|turn| match turn {
-            Value::Object(mut fields) => Ok(Turn {
-                from: text("from", fields.shift_remove("from"))?,
-                value: text("value", fields.shift_remove("value"))?,
-            }),
+            Value::Object(mut fields) => {
+                Ok(Turn { from: part("from", &mut fields)?, value: part("value", &mut fields)? })
+            }
             other => Err(kind("conversations", "turns of the form {\"from\", \"value\"}", &other)),
         })
         .collect()
 }
 
-fn text(field: &'static str, value: Option<Value>) -> Result<String, Refusal> {
-    match value {
+fn part(field: &'static str, turn: &mut Map<String, Value>) -> Result<String, Refusal> {
+    match turn.shift_remove(field) {
         Some(Value::String(text)) => Ok(text),
         None => Err(Refusal::Missing { field, remedy: "give each turn both from and value" }),
         Some(other) => Err(kind(field, "text", &other)),
     }
-}
-
-pub(super) fn numbers(field: &str, list: &[Value]) -> Result<Vec<f64>, Refusal> {
-    list.iter().map(|value| number(field, value)).collect()
-}
-
-pub(super) fn number(field: &str, value: &Value) -> Result<f64, Refusal> {
-    value.as_f64().ok_or_else(|| kind(field, "a number", value))
-}
-
-pub(super) fn kind(field: &str, expected: &'static str, value: &Value) -> Refusal {
-    let found = match value {
-        Value::Null => "null",
-        Value::Bool(_) => "true or false",
-        Value::Number(_) => "a number",
-        Value::String(_) => "text",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    };
-    Refusal::Kind { field: field.to_owned(), expected, found }
-}
-
-/// Where in the file the JSON is wrong, and how; serde_json counts lines from the value's first one.
-pub(super) fn syntax(line: usize, error: &serde_json::Error) -> (usize, Refusal) {
-    let message = error.to_string();
-    let reason = message.split(" at line ").next().unwrap_or(&message);
-    (line + error.line().saturating_sub(1), Refusal::Json(reason.to_owned()))
 }
 
 #[cfg(test)]

@@ -28,6 +28,24 @@ impl Scale {
         self.min_score + (self.max_score - self.min_score) * index as f64 / last
     }
 
+    /// The expectation of a distribution over the bins.
+    pub fn mean(&self, distribution: &[f64]) -> f64 {
+        distribution.iter().enumerate().map(|(index, share)| share * self.bin(index)).sum()
+    }
+
+    /// The bin of a score, or the two that it lies between, with shares that sum to 1 and whose expectation
+    /// is the score. A score outside the range has the nearest bin.
+    pub fn spread(&self, score: f64) -> [(usize, f64); 2] {
+        let last = self.num_tokens.saturating_sub(1);
+        let place = (score - self.min_score) / (self.max_score - self.min_score) * last as f64;
+        // Rounding puts the value of a bin a little beside it.
+        let place = if (place - place.round()).abs() < 1e-9 { place.round() } else { place };
+        let place = place.clamp(0.0, last as f64);
+        let lower = place.floor() as usize;
+        let share = place - place.floor();
+        [(lower, 1.0 - share), ((lower + 1).min(last), share)]
+    }
+
     /// Whether the score lies in the range, its ends included.
     ///
     /// # Errors
@@ -77,6 +95,17 @@ mod tests {
     }
 
     #[test]
+    fn the_value_of_a_bin_is_a_vote_for_it_alone() {
+        let odd = Scale { min_score: -0.3, max_score: 7.7, num_tokens: 27 };
+        for scale in [SCALE, odd] {
+            for bin in 0..scale.num_tokens {
+                let [(lower, share), (_, rest)] = scale.spread(scale.bin(bin));
+                assert_eq!((lower, share, rest), (bin, 1.0, 0.0));
+            }
+        }
+    }
+
+    #[test]
     fn the_ends_of_the_range_belong_to_it_and_nan_does_not() {
         for score in [1.0, 5.5, 10.0] {
             assert_eq!(SCALE.check_score(score), Ok(()));
@@ -101,6 +130,15 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_spread_score_has_its_own_mean(score in 1.0_f64..=10.0) {
+            let spread = SCALE.spread(score);
+            let total: f64 = spread.iter().map(|(_, share)| share).sum();
+            let mean: f64 = spread.iter().map(|(bin, share)| SCALE.bin(*bin) * share).sum();
+            prop_assert!((total - 1.0).abs() < 1e-12 && (mean - score).abs() < 1e-8, "{spread:?}");
+            prop_assert!(spread.iter().all(|(bin, share)| *bin < 10 && *share >= 0.0));
+        }
+
         #[test]
         fn bins_run_from_end_to_end(min in -100.0_f64..100.0, width in 0.1_f64..100.0, bins in 2_usize..40) {
             let scale = Scale::new(min, min + width, bins).unwrap();

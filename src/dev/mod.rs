@@ -7,6 +7,7 @@
 mod apache_kafka;
 mod child;
 pub mod demo;
+pub mod demo_model;
 mod mock_kafka;
 mod postgres;
 mod s3;

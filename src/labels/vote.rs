@@ -233,7 +233,7 @@ mod tests {
             {"from": "gpt", "value": "Colour is [SCORE], light is [SCORE]."},
         ]);
         assert_eq!(read(&several).unwrap().opinion.scores, [7.5, 3.0]);
-        several["votes"] = json!([[1; 10], [1; 10]]);
+        several["votes"] = json!([vec![1; 10], vec![1; 10]]);
         assert_eq!(read(&several), Err(Refusal::ScoreAndVotes));
     }
 
@@ -249,7 +249,7 @@ mod tests {
             ("score", json!(10.5), "score 10.5 is outside 1 to 10"),
             ("score", json!("7"), "score: expected a number"),
             ("score", Value::Null, "score is missing"),
-            ("votes", json!([1; 10]), "both score and votes"),
+            ("votes", json!(vec![1; 10]), "both score and votes"),
             ("labelled_at", json!("yesterday"), "\"yesterday\" is no time"),
             ("labelled_at", json!("2026-11-26"), "more than a day ahead"),
         ] {
@@ -259,8 +259,8 @@ mod tests {
             assert!(error.contains(expected) && error.contains("; "), "{field}: {error}");
         }
         for (votes, expected) in [
-            (json!([1; 9]), "9 bins, but a score has 10"),
-            (json!([0; 10]), "nobody has voted"),
+            (json!(vec![1; 9]), "9 bins, but a score has 10"),
+            (json!(vec![0; 10]), "nobody has voted"),
             (json!([-1, 0, 0, 0, 0, 0, 0, 0, 0, 1]), "no number of raters"),
             (json!([0.5, 0, 0, 0, 0, 0, 0, 0, 0, 1]), "no number of raters"),
         ] {

@@ -1,8 +1,11 @@
 //! Labels as CSV: the header's names are the fields of the labels topic.
 
+mod lines;
+
 use super::vote::parse_time;
 use super::{LabelFileError, LabelledObject, Opinion, Refusal, Scale};
 use csv::{ErrorKind, StringRecord};
+use lines::Lines;
 use std::{
     fs::File,
     io::{self, Read},
@@ -39,7 +42,7 @@ pub struct CsvLabel {
 /// reading goes on after it. A line with neither score nor votes is not labelled yet: it is only counted.
 pub struct CsvReader<R> {
     file: String,
-    records: csv::StringRecordsIntoIter<R>,
+    reader: csv::Reader<Lines<R>>,
     columns: Columns,
     scale: Scale,
     unlabelled: u64,
@@ -73,8 +76,10 @@ impl<R: Read> CsvReader<R> {
     /// As [`CsvReader::open`].
     pub fn new(file: impl Into<String>, reader: R, scale: Scale) -> Result<Self, LabelFileError> {
         let file = file.into();
-        let mut reader =
-            csv::ReaderBuilder::new().trim(csv::Trim::Headers).buffer_capacity(1 << 16).from_reader(reader);
+        let mut reader = csv::ReaderBuilder::new()
+            .trim(csv::Trim::Headers)
+            .buffer_capacity(1 << 16)
+            .from_reader(Lines::new(reader));
         let header = match reader.headers() {
             Ok(header) => header,
             Err(error) => return Err(whole_file(file, error)),
@@ -83,7 +88,7 @@ impl<R: Read> CsvReader<R> {
             Ok(columns) => columns,
             Err(reason) => return Err(LabelFileError::Header { file, reason }),
         };
-        Ok(Self { file, records: reader.into_records(), columns, scale, unlabelled: 0, ended: false })
+        Ok(Self { file, reader, columns, scale, unlabelled: 0, ended: false })
     }
 
     /// Lines so far that nobody has filled in.
@@ -119,21 +124,22 @@ impl<R: Read> Iterator for CsvReader<R> {
     type Item = Result<CsvLabel, LabelFileError>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        let mut record = StringRecord::new();
         while !self.ended {
-            let read = self.records.next()?;
-            let at = |position: Option<&csv::Position>| {
-                position.map_or(0, |position| usize::try_from(position.line()).unwrap_or(usize::MAX))
-            };
-            let (line, label) = match read {
-                Ok(record) => {
-                    let line = at(record.position());
-                    (line, self.label(&record, line))
+            let before = self.reader.position().byte();
+            let read = self.reader.read_record(&mut record);
+            let line = self.reader.get_mut().of_record(before);
+            let label = match read {
+                Ok(true) => self.label(&record, line),
+                Ok(false) => {
+                    self.ended = true;
+                    return None;
                 }
                 Err(error) if matches!(error.kind(), ErrorKind::Io(_)) => {
                     self.ended = true;
                     return Some(Err(whole_file(self.file.clone(), error)));
                 }
-                Err(error) => (at(error.position()), Err(Refusal::Csv(reason(&error)))),
+                Err(error) => Err(Refusal::Csv(reason(&error))),
             };
             match label {
                 Ok(Some(label)) => return Some(Ok(label)),
@@ -338,6 +344,15 @@ mod tests {
             assert!(error.contains(reason) && error.contains("; "), "{error}");
         }
         assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 2);
+    }
+
+    #[test]
+    fn lines_are_counted_as_an_editor_counts_them() {
+        for end in ["\n", "\r\n"] {
+            let text = ["bucket,key,score", "", "p,a,5", "p,\"b\"\"", "\",5", "", "p,c,5", ""].join(end);
+            let lines: Vec<usize> = read(&text).into_iter().map(|label| label.unwrap().line).collect();
+            assert_eq!(lines, [3, 4, 7], "{end:?}");
+        }
     }
 
     #[test]

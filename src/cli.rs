@@ -79,6 +79,10 @@ enum Command {
         #[arg(long)]
         probe: bool,
     },
+    /// Make what the demo's own model is trained on, and what it starts from
+    #[cfg(feature = "dev")]
+    #[command(subcommand, hide = true)]
+    DemoModel(DemoModelCommand),
     /// Look at a checkpoint folder, or rewrite it in another format
     #[command(subcommand)]
     Checkpoint(CheckpointCommand),
@@ -103,6 +107,13 @@ enum CheckpointCommand {
     },
     /// Rewrite a checkpoint as safetensors or .bin, in one file or several, in another dtype
     Convert(checkpoint::ConvertArgs),
+}
+
+#[cfg(feature = "dev")]
+#[derive(Subcommand)]
+enum DemoModelCommand {
+    Photos(roc4mllm::dev::demo_model::PhotosArgs),
+    Untrained(roc4mllm::dev::demo_model::UntrainedArgs),
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {
@@ -174,6 +185,16 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             block_on(roc4mllm::dev::demo::run(&args, &mut std::io::stdout(), termination()))?
                 .map(|()| 0)
                 .map_err(|error| Failure::new(error.exit_code(), error))
+        }
+        #[cfg(feature = "dev")]
+        Command::DemoModel(DemoModelCommand::Photos(args)) => {
+            print!("{}", roc4mllm::dev::demo_model::write_photos(&args)?);
+            Ok(0)
+        }
+        #[cfg(feature = "dev")]
+        Command::DemoModel(DemoModelCommand::Untrained(args)) => {
+            roc4mllm::dev::demo_model::write_untrained(&args)?;
+            Ok(0)
         }
         Command::Backfill { config, args } => {
             let config = overrides.load(&config)?;

@@ -93,7 +93,8 @@ pub fn cut_out(photo: &RgbImage, edge: u32, random: &mut Random) -> Option<image
 pub fn jpeg(photo: &image::RgbImage, quality: i32) -> Result<Vec<u8>, turbojpeg::Error> {
     let (width, height) = (photo.width() as usize, photo.height() as usize);
     let format = turbojpeg::PixelFormat::RGB;
-    let image = turbojpeg::Image { pixels: photo.as_raw().as_slice(), width, pitch: width * 3, height, format };
+    let image =
+        turbojpeg::Image { pixels: photo.as_raw().as_slice(), width, pitch: width * 3, height, format };
     turbojpeg::compress(image, quality, turbojpeg::Subsamp::Sub2x2).map(|bytes| bytes.to_vec())
 }
 
@@ -156,7 +157,9 @@ mod tests {
     use super::*;
 
     fn photo() -> image::RgbImage {
-        image::RgbImage::from_fn(96, 64, |x, y| image::Rgb([(x * 2) as u8, (y * 3) as u8, ((x ^ y) * 2) as u8]))
+        image::RgbImage::from_fn(96, 64, |x, y| {
+            image::Rgb([(x * 2) as u8, (y * 3) as u8, ((x ^ y) * 2) as u8])
+        })
     }
 
     /// Mean absolute difference of two photos of one size.

@@ -49,11 +49,13 @@ pub fn write(args: &UntrainedArgs) -> Result<(), DemoModelError> {
         let copied = fs::copy(&path, args.output.join(name));
         copied.map_err(|source| DemoModelError::Tokenizer { path, source })?;
     }
-    for (name, value) in [("config.json", config(args.vocabulary)), ("preprocessor_config.json", processor())] {
+    for (name, value) in [("config.json", config(args.vocabulary)), ("preprocessor_config.json", processor())]
+    {
         let path = args.output.join(name);
         fs::write(&path, format!("{value:#}\n")).map_err(failed(&path))?;
     }
-    let config = ModelConfig::read(&args.output).map_err(|error| DemoModelError::Network(error.to_string()))?;
+    let config =
+        ModelConfig::read(&args.output).map_err(|error| DemoModelError::Network(error.to_string()))?;
     let weights = weights(&config, args.seed);
     let views = weights.iter().map(|(name, shape, bytes)| {
         TensorView::new(Dtype::F32, shape.clone(), bytes).map(|view| (name.as_str(), view))
@@ -135,7 +137,8 @@ fn weights(config: &ModelConfig, seed: u64) -> Vec<(String, Vec<usize>, Vec<u8>)
             let shape: Vec<usize> = expected.shape.iter().map(|edge| edge.unsigned_abs() as usize).collect();
             let count: usize = shape.iter().product();
             let mut random = Random::new(seed, &name);
-            let is_embedding = ["embed", "vit_eos"].iter().any(|part| name.contains(part)) && !name.contains("patch_embed");
+            let is_embedding =
+                ["embed", "vit_eos"].iter().any(|part| name.contains(part)) && !name.contains("patch_embed");
             let values: Vec<f32> = match shape.as_slice() {
                 [_] if name.ends_with(".bias") => vec![0.0; count],
                 [_] => vec![1.0; count],
@@ -163,7 +166,8 @@ mod tests {
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden/base_safetensors");
         let fixtures = if fixtures.exists() { fixtures } else { fixtures.with_file_name("ckpt_safetensors") };
         let vocabulary = 600;
-        write(&UntrainedArgs { tokenizer: fixtures, vocabulary, output: output.path().into(), seed: 1 }).unwrap();
+        write(&UntrainedArgs { tokenizer: fixtures, vocabulary, output: output.path().into(), seed: 1 })
+            .unwrap();
         let checkpoint = Checkpoint::open(output.path()).unwrap();
         let parameters: i64 = expected_tensors(checkpoint.config())
             .values()
@@ -171,6 +175,12 @@ mod tests {
             .map(|expected| expected.shape.iter().product::<i64>())
             .sum();
         assert!((2_000_000..6_000_000).contains(&parameters), "{parameters}");
-        assert!(checkpoint.tensors().unwrap().values().all(|tensor| tensor.isfinite().all().int64_value(&[]) == 1));
+        assert!(
+            checkpoint
+                .tensors()
+                .unwrap()
+                .values()
+                .all(|tensor| tensor.isfinite().all().int64_value(&[]) == 1)
+        );
     }
 }

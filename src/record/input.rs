@@ -258,12 +258,15 @@ fn parse_s3_record(record: &Value) -> Result<Item, BadItem> {
 fn parse_event_bridge(envelope: &Map<String, Value>) -> Result<Item, BadItem> {
     let within = "an EventBridge event";
     let kind = required_text(envelope, "detail-type", within)?;
-    let action = match kind {
-        "Object Created" => Action::Score,
-        "Object Deleted" => Action::Delete,
-        _ => return Ok(Item::Skip(SkipReason::OtherEvent)),
-    };
+    if !matches!(kind, "Object Created" | "Object Deleted") {
+        return Ok(Item::Skip(SkipReason::OtherEvent));
+    }
     let detail = field(envelope, "detail", within)?;
+    let action = match (kind, optional_text(detail, "deletion-type")?) {
+        ("Object Created", _) => Action::Score,
+        (_, Some("Delete Marker Created")) => Action::DeleteKey,
+        _ => Action::Delete,
+    };
     let bucket = field(detail, "bucket", "detail")?;
     let object = field(detail, "object", "detail")?;
     let found = ObjectRef {
@@ -307,17 +310,22 @@ fn parse_plain(object: &Map<String, Value>) -> Result<Item, BadItem> {
 #[derive(Clone, Copy)]
 enum Action {
     Score,
+    /// Of the version that the event names, or of the key where it names none.
     Delete,
+    /// Whatever version the event names: a delete marker has a version id of its own, which is none of
+    /// the object's.
+    DeleteKey,
 }
 
 impl Action {
     fn of_s3(event: &str) -> Option<Self> {
         if event.starts_with("ObjectCreated:") {
-            Some(Self::Score)
-        } else if event.starts_with("ObjectRemoved:") {
-            Some(Self::Delete)
-        } else {
-            None
+            return Some(Self::Score);
+        }
+        match event.strip_prefix("ObjectRemoved:")? {
+            // The second one is MinIO's, when lifecycle rules remove an object with all its versions.
+            "DeleteMarkerCreated" | "DeleteAllVersions" => Some(Self::DeleteKey),
+            _ => Some(Self::Delete),
         }
     }
 
@@ -331,6 +339,7 @@ impl Action {
         Ok(match self {
             Self::Score => Item::Score(object),
             Self::Delete => Item::Delete(object),
+            Self::DeleteKey => Item::Delete(ObjectRef { version_id: None, ..object }),
         })
     }
 }
@@ -607,9 +616,22 @@ mod tests {
     }
 
     #[test]
-    fn a_removal_is_a_deletion() {
-        let event = json!({"Records": [s3_record("ObjectRemoved:DeleteMarkerCreated", "b", "k")]});
-        assert!(matches!(only(&event), Ok(Item::Delete(object)) if object.key == "k"));
+    fn a_removal_is_of_one_version_and_a_delete_marker_of_the_key() {
+        let removed = |event: &Value| match only(event) {
+            Ok(Item::Delete(object)) => (object.key, object.version_id),
+            other => panic!("{event} gives {other:?}"),
+        };
+        let of_s3 = |name: &str| removed(&json!({"Records": [s3_record(name, "b", "k")]}));
+        assert_eq!(of_s3("ObjectRemoved:Delete"), ("k".into(), Some("v1".into())));
+        assert_eq!(of_s3("ObjectRemoved:DeleteMarkerCreated"), ("k".into(), None));
+        assert_eq!(of_s3("s3:ObjectRemoved:DeleteMarkerCreated"), ("k".into(), None));
+        assert_eq!(of_s3("s3:ObjectRemoved:DeleteAllVersions"), ("k".into(), None));
+        let mut bridged = event_bridge("Object Deleted", "k");
+        assert_eq!(removed(&bridged), ("k".into(), Some("IYV3".into())));
+        bridged["detail"]["deletion-type"] = json!("Permanently Deleted");
+        assert_eq!(removed(&bridged), ("k".into(), Some("IYV3".into())));
+        bridged["detail"]["deletion-type"] = json!("Delete Marker Created");
+        assert_eq!(removed(&bridged), ("k".into(), None));
     }
 
     #[test]

@@ -150,8 +150,8 @@ impl Run {
     }
 
     /// Which of the row's variants this is, from 0.
-    pub fn variant(&self) -> usize {
-        ((self.seed - 1) % self.row.variants) as usize
+    pub fn variant(&self) -> u64 {
+        self.row.variant(self.seed)
     }
 
     /// Says more about the fault than the row's name does.

@@ -24,16 +24,16 @@ pub fn rows() -> Vec<Row> {
         Row::new(1, "crash at any step", Broker::Apache, crash)
             .variants(CRASHES.len() as u64)
             .short(&[8, 12])
-            .notices(&[Rule::Reemit]),
+            .notices(Rule::Reemit),
         Row::new(2, "rolling deploy", Broker::Proxy, rolling_deploy).short(&[1]),
         Row::new(3, "deploy with Kafka down", Broker::Proxy, deploy_without_kafka),
-        Row::new(4, "zombie", Broker::Apache, zombie).short(&[1]).notices(&[Rule::Epoch]),
+        Row::new(4, "zombie", Broker::Apache, zombie).short(&[1]).notices(Rule::Epoch),
     ]
 }
 
 /// SIGKILL where a crash leaves another state behind each time; the successor replays.
 fn crash(run: &mut Run) -> Result<()> {
-    let place = CRASHES[run.variant()];
+    let place = CRASHES[run.variant() as usize];
     run.describe(format!("crash at {place}"));
     // Rows and transactions come in batches: some ten rows, some twenty outputs.
     let passes = match place {

@@ -20,13 +20,15 @@ use url::Url;
 
 const ITEMS: usize = 500;
 const PER_SECOND: f64 = 150.0;
+/// The variant with the eight writers.
+const WRITERS: u64 = 2;
 
 pub fn rows() -> Vec<Row> {
     vec![
         Row::new(26, "Postgres trouble", Broker::Apache, trouble)
             .variants(4)
             .short(&[1, 3])
-            .notices(&[Rule::Sort]),
+            .notices_in(WRITERS, Rule::Sort),
         Row::new(27, "pgbouncer, transaction mode", Broker::Apache, pgbouncer).short(&[1]),
     ]
 }
@@ -35,7 +37,7 @@ fn trouble(run: &mut Run) -> Result<()> {
     match run.variant() {
         0 => killed_at_commit(run),
         1 => restarted(run),
-        2 => writers(run),
+        WRITERS => writers(run),
         _ => full(run),
     }
 }

@@ -192,13 +192,13 @@ impl Transaction<'_> {
         if let Err(error) = producer.begin_transaction() {
             return Outcome::Doubtful(error.to_string());
         }
-        failpoint::reach("transaction-begun");
+        failpoint::reach_each("transaction-begun", batch.outputs.len());
         let deadline = Instant::now() + message_timeout;
         let deliveries = match self.outbox.produce(&batch.outputs, deadline) {
             Ok(deliveries) => deliveries,
             Err(failure) => return self.abort(Refusal { code: None, reason: failure.to_string() }),
         };
-        failpoint::reach("outputs-produced");
+        failpoint::reach_each("outputs-produced", batch.outputs.len());
         if let Err(outcome) =
             self.call(|patience| producer.send_offsets_to_transaction(&offsets, group, patience))
         {
@@ -207,10 +207,10 @@ impl Transaction<'_> {
         if let Err(failure) = deliveries.wait(deadline) {
             return self.abort(Refusal { code: None, reason: failure.to_string() });
         }
-        failpoint::reach("offsets-sent");
+        failpoint::reach_each("offsets-sent", batch.outputs.len());
         match self.call(|patience| producer.commit_transaction(patience)) {
             Ok(()) => {
-                failpoint::reach("transaction-committed");
+                failpoint::reach_each("transaction-committed", batch.outputs.len());
                 Outcome::Committed
             }
             Err(outcome) => outcome,

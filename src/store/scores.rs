@@ -250,7 +250,7 @@ async fn insert(
         .bind(columns.item)
         .fetch_all(&mut **transaction)
         .await?;
-    failpoint::reach("row-inserted");
+    failpoint::reach_each("row-inserted", rows.len());
     Ok(written.into_iter().map(|(id,)| ScoreId(id)).collect())
 }
 

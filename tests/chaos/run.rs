@@ -37,6 +37,8 @@ const MARKERS: Duration = Duration::from_secs(15);
 /// Far above what a worker with a small model needs, and far below a leak.
 const RESIDENT_LIMIT_MIB: u64 = 1_000;
 const ITEMS_LIMIT: u64 = 512;
+/// Fewer would leave too much to luck.
+const LEAST_ITEMS: f64 = 500.0;
 /// Edge of what the workers' scorer sees, in pixels.
 pub const IMAGE_SIZE: usize = 32;
 
@@ -277,22 +279,23 @@ impl Run {
 
     /// The oracle's look at things while nothing moves: what is covered by now must be there, and
     /// nothing beyond. `name` is the folder that keeps what it saw.
-    pub fn inspect(&mut self, name: &str) -> Result<()> {
+    pub fn inspect(&mut self, name: &str) -> Result<Evidence> {
         let folder = self.folder.join(name);
         std::fs::create_dir_all(&folder)?;
         std::fs::copy(self.folder.join("inputs.jsonl"), folder.join("inputs.jsonl"))?;
         let deadline = Instant::now() + MARKERS;
-        let complaint = loop {
+        let (evidence, complaint) = loop {
             // Coordinators write a finished transaction's markers a moment after they say so.
             self.dump(&folder)?;
-            let verdict = Evidence::read(&folder)?.judge(Moment::Interrupted);
+            let evidence = Evidence::read(&folder)?;
+            let verdict = evidence.judge(Moment::Interrupted);
             if verdict.is_clean() || Instant::now() > deadline {
-                break verdict.complaint();
+                break (evidence, verdict.complaint());
             }
             thread::sleep(Duration::from_millis(200));
         };
         self.equal("the oracle's complaint in the middle", complaint, "");
-        Ok(())
+        Ok(evidence)
     }
 
     fn dump(&self, folder: &Path) -> Result<()> {
@@ -388,6 +391,7 @@ impl Run {
         self.at_most("items in flight in a worker", peaks.items_in_flight as f64, ITEMS_LIMIT as f64);
         let fired = self.fired;
         self.at_least("injected faults that took effect", fired as f64, 1.0);
+        self.at_least("items", verdict.items as f64, LEAST_ITEMS);
         self.complaints.extend((!verdict.is_clean()).then(|| verdict.complaint()));
         for claim in self.claims.iter().filter(|claim| !claim.holds) {
             self.complaints.push(format!("{}: {}, not {}", claim.claim, claim.observed, claim.limit));
@@ -435,6 +439,14 @@ impl Run {
     /// Whether `rule` is taken away from the run's workers.
     pub fn breaks(&self, rule: Rule) -> bool {
         self.rule == Some(rule)
+    }
+
+    /// Claims that there are as many rows as ids that outputs speak of; the oracle compares the two one
+    /// by one.
+    pub fn rows_are_ids(&mut self) -> Result<()> {
+        let evidence = self.settle()?;
+        self.equal("rows", evidence.scores.len(), evidence.output_ids().len());
+        Ok(())
     }
 
     /// Dead letters of one class, once the run is settled.

@@ -131,8 +131,8 @@ fn come_back(run: &mut Run) -> Result<()> {
     let setup = run.worker("a");
     let worker = run.spawn(setup)?;
     worker.wait_ready(START)?;
-    run.loader.load(ITEMS / 2, run.seed, None)?;
-    run.tail.wait_items(run.at_item.min(ITEMS / 3), START)?;
+    run.loader.load(ITEMS, run.seed, None)?;
+    run.tail.wait_items(run.at_item, START)?;
     // Some ten seconds of work for what is then in flight: more than it takes to come back.
     run.stand_in(json!({"batch_ms": 350}))?;
     run.loader.load(ITEMS / 2, run.seed << 32, None)?;

@@ -247,6 +247,36 @@ async fn an_overloaded_s3_is_asked_for_less_at_once_and_then_for_more_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_second_copy_of_a_slow_object_counts_towards_the_budget_of_bytes() {
+    if roc4mllm::dev::skip_without_kafka() {
+        return;
+    }
+    const SIZE: usize = 3 << 20;
+    let around = Surroundings::start().await;
+    around.s3.set_faults(|request| {
+        request.uri.path().contains("slow").then_some(Fault::Delay(Duration::from_secs(1)))
+    });
+    // Room for one copy, and then for two.
+    for (number, budget, hedged) in [(0_usize, SIZE + SIZE / 2, false), (1, 3 * SIZE, true)] {
+        let mut content = picture(number as u32);
+        content.resize(SIZE, 0);
+        let upload = around.put(&format!("slow-{number}.png"), content).await;
+        around.stack.produce(&Envelope::Aws.record(&[&upload])).await;
+        let worker = around.worker(&[
+            ("image.max_bytes", &SIZE.to_string()),
+            ("pipeline.max_bytes", &budget.to_string()),
+            ("s3.hedge_after_ms", "100"),
+            ("s3.hedge_percent", "100"),
+            ("retry.deadline_ms", "60000"),
+        ]);
+        around.stack.wait_for_outputs(number + 1, WITHIN).await;
+        assert_eq!(value(&worker, "roc4mllm_s3_hedged_requests_total").await > 0.0, hedged, "{budget}");
+        assert_eq!(worker.terminate(), Some(0));
+    }
+    around.assert_all_scored(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn late_missing_and_overwritten_objects_are_no_dead_letters() {
     if roc4mllm::dev::skip_without_kafka() {
         return;

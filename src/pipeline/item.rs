@@ -121,7 +121,7 @@ impl ItemTask {
         match &self.item.outcome {
             Ok(Item::Score(object)) => self.score(object.clone(), &model).await,
             Ok(Item::Delete(object)) => {
-                let id = ScoreId::derive(object, &model);
+                let id = ScoreId::of_removal(object, &model);
                 let row = ScoreRow::unscored(
                     id,
                     Some(object.clone()),

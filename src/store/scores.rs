@@ -61,7 +61,8 @@ FROM (
 ) removed
 WHERE scores.id = removed.id";
 
-/// Marks rows just written whose object was removed by an event that was processed before them.
+/// Marks rows just written whose object was removed by an event that was processed before them. A
+/// version never comes back, so its removal needs no sequencer to be the later event.
 const APPLY_TOMBSTONES: &str = "
 UPDATE scores SET deleted_at = removed.at
 FROM (
@@ -69,8 +70,9 @@ FROM (
     FROM scores doomed
     JOIN scores tombstone
         ON tombstone.bucket = doomed.bucket AND tombstone.object_key = doomed.object_key
-        AND tombstone.status = 'deleted' AND tombstone.sequencer >= doomed.sequencer
-        AND (tombstone.version_id IS NULL OR tombstone.version_id = doomed.version_id)
+        AND tombstone.status = 'deleted'
+        AND (tombstone.version_id = doomed.version_id
+            OR (tombstone.version_id IS NULL AND tombstone.sequencer >= doomed.sequencer))
     WHERE doomed.id = ANY($1) AND doomed.deleted_at IS NULL
     ORDER BY doomed.id
     FOR UPDATE OF doomed
@@ -248,7 +250,7 @@ async fn insert(
         .bind(columns.item)
         .fetch_all(&mut **transaction)
         .await?;
-    failpoint::reach("row-inserted");
+    failpoint::reach_each("row-inserted", rows.len());
     Ok(written.into_iter().map(|(id,)| ScoreId(id)).collect())
 }
 
@@ -285,7 +287,10 @@ async fn apply_tombstones(
     let ordered: Vec<Uuid> = rows
         .iter()
         .filter(|row| written.contains(&row.id) && row.status != ItemStatus::Deleted)
-        .filter(|row| row.object.as_ref().is_some_and(|object| object.sequencer.is_some()))
+        .filter(|row| {
+            let object = row.object.as_ref();
+            object.is_some_and(|object| object.sequencer.is_some() || object.version_id.is_some())
+        })
         .map(|row| row.id.0)
         .collect();
     if ordered.is_empty() {

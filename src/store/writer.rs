@@ -76,7 +76,7 @@ async fn write_all<F: Future<Output = Result<HashMap<ScoreId, StoredScore>, Stor
         let rows: Vec<ScoreRow> = batch.iter().map(|request| request.row.clone()).collect();
         let error = match upsert(rows).await {
             Ok(stored) => {
-                failpoint::reach("row-durable");
+                failpoint::reach_each("row-durable", batch.len());
                 backoff.reset();
                 answer(batch, &stored);
                 continue;

@@ -41,6 +41,8 @@ pub struct Stack {
 pub struct Row {
     pub status: String,
     pub score: Option<f64>,
+    /// Whether `deleted_at` is set.
+    pub removed: bool,
 }
 
 /// A dead letter as it lies in its topic.
@@ -220,12 +222,12 @@ impl Stack {
     /// `scores`, by id.
     pub async fn rows(&self) -> HashMap<String, Row> {
         let pool = sqlx::PgPool::connect(self.database.url()).await.expect("a connection");
-        sqlx::query("SELECT id::text, status, score FROM scores")
+        sqlx::query("SELECT id::text, status, score, deleted_at IS NOT NULL FROM scores")
             .fetch_all(&pool)
             .await
             .expect("rows")
             .into_iter()
-            .map(|row| (row.get(0), Row { status: row.get(1), score: row.get(2) }))
+            .map(|row| (row.get(0), Row { status: row.get(1), score: row.get(2), removed: row.get(3) }))
             .collect()
     }
 }

@@ -67,4 +67,5 @@ pub mod score_command;
 pub mod secret;
 pub mod store;
 pub mod telemetry;
+pub mod train;
 pub mod worker;

@@ -72,11 +72,10 @@ impl Sample {
     }
 
     fn read(Element { line, bytes }: &Element) -> Result<Self, (usize, Refusal)> {
-        let mut fields: Map<String, Value> =
-            serde_json::from_slice(bytes).map_err(|error| {
-                let (within, refusal) = syntax(&error);
-                (line + within - 1, refusal)
-            })?;
+        let mut fields: Map<String, Value> = serde_json::from_slice(bytes).map_err(|error| {
+            let (within, refusal) = syntax(&error);
+            (line + within - 1, refusal)
+        })?;
         let here = |refusal| (*line, refusal);
         Ok(Self {
             image: image(fields.shift_remove("image")).map_err(here)?,
@@ -130,8 +129,7 @@ pub(super) fn check_turns(turns: &[Turn]) -> Result<(), Refusal> {
     if turns.len() < leading + 2 {
         return Err(Refusal::NoAnswer);
     }
-    let shown =
-        turns[leading..].iter().any(|turn| turn.from == "human" && turn.value.contains(IMAGE_TOKEN));
+    let shown = turns[leading..].iter().any(|turn| turn.from == "human" && turn.value.contains(IMAGE_TOKEN));
     if shown { Ok(()) } else { Err(Refusal::NoImage) }
 }
 

@@ -167,9 +167,8 @@ mod tests {
     fn opinion() -> impl Strategy<Value = Opinion> {
         prop_oneof![
             (1.0_f64..=10.0).prop_map(|score| Opinion::of_scores(vec![score])),
-            proptest::collection::vec(0_u64..50, 10).prop_filter_map("nobody voted", |counts| {
-                Opinion::of_counts(&[counts], &SCALE).ok()
-            }),
+            proptest::collection::vec(0_u64..50, 10)
+                .prop_filter_map("nobody voted", |counts| { Opinion::of_counts(&[counts], &SCALE).ok() }),
         ]
     }
 

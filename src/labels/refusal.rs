@@ -29,6 +29,8 @@ pub enum Refusal {
     Text { field: &'static str, length: usize, limit: usize },
     #[error("the label has both score and votes; leave one of them out")]
     ScoreAndVotes,
+    #[error("label.votes do not come to gt_score; change both, or remove label")]
+    Disagreement,
     #[error("nobody has voted: every count is 0; leave the label out")]
     NoVotes,
     #[error("{0:?} is no number of raters; votes are whole numbers, one a bin")]

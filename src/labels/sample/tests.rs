@@ -80,7 +80,7 @@ fn nonsense_is_refused_by_its_kind() {
         ("gt_score", Value::Null, "0 in gt_score, but 1 [SCORE]"),
         ("gt_score", vec![5.0, 6.0].into(), "2 in gt_score, but 1 [SCORE]"),
         ("target", vec![0.2; 5].into(), "a distribution has 5 bins, but a score has 10"),
-        ("target", vec![0.2; 10].into(), "sums to 2, not to 1 within 0.001"),
+        ("target", vec![0.25; 10].into(), "sums to 2.5, not to 1 within 0.001"),
         ("target", negative.into(), "bin 0 of a distribution is -0.1"),
         ("target", vec![even.clone(), even].into(), "2 distributions in target, but 1 in gt_score"),
         ("target", 5.into(), "target: expected a list of numbers, found a number"),

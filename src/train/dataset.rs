@@ -54,8 +54,8 @@ impl fmt::Display for Place {
 /// A sample that can't be trained on.
 #[derive(Debug, thiserror::Error)]
 pub enum DatasetError {
-    #[error("{place}: {source}")]
-    Encode { place: Place, source: EncodeError },
+    #[error("{place}: {reason}")]
+    Encode { place: Place, reason: EncodeError },
     /// The network reads one image a sample; the reference fails on text beside images, and takes the next
     /// sample's image for a second one.
     #[error("{place}: {count} of its messages show an image; write <|image|> in one message")]
@@ -109,7 +109,7 @@ impl Dataset {
         for sample in samples {
             let place = Place { image: sample.image.clone(), line: sample.line };
             let encoded = encode(&sample.conversations, true, tokenizer, demands.pad);
-            let encoded = encoded.map_err(|source| DatasetError::Encode { place: place.clone(), source })?;
+            let encoded = encoded.map_err(|reason| DatasetError::Encode { place: place.clone(), reason })?;
             match encoded.mismatch {
                 Some(mismatch) => dataset.masked.push((place, mismatch)),
                 None => dataset.examples.push(example(sample, encoded, place, demands)?),

@@ -55,8 +55,8 @@ pub enum TrainError {
     NotFinite { step: u64, what: &'static str, value: f64 },
     #[error("step {step}: torch failed while {doing} ({reason}); lower --batch-size if memory ran out")]
     Torch { step: u64, doing: &'static str, reason: String },
-    #[error("{}: {doing} failed ({source}); check the path, its permissions and the disk", .path.display())]
-    Io { path: PathBuf, doing: &'static str, source: io::Error },
+    #[error("{}: {doing} failed ({reason}); check the path, its permissions and the disk", .path.display())]
+    Io { path: PathBuf, doing: &'static str, reason: io::Error },
     #[error("stopped before step {step}, as asked; no checkpoint was written")]
     Cancelled { step: u64 },
 }

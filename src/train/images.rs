@@ -55,16 +55,16 @@ impl ImageSource for ImageFolder {
 /// Why an example has no pixel values.
 #[derive(Debug, thiserror::Error)]
 pub enum PixelError {
-    #[error("{place}: {source}")]
-    Source { place: Place, source: SourceError },
-    #[error("{place}: {source}")]
-    Image { place: Place, source: ImageError },
+    #[error("{place}: {reason}")]
+    Source { place: Place, reason: SourceError },
+    #[error("{place}: {reason}")]
+    Image { place: Place, reason: ImageError },
 }
 
 impl PixelError {
     /// Whether other images may still be had.
     pub fn is_of_this_image_alone(&self) -> bool {
-        !matches!(self, Self::Source { source: SourceError::Unavailable(_), .. })
+        !matches!(self, Self::Source { reason: SourceError::Unavailable(_), .. })
     }
 }
 
@@ -136,12 +136,12 @@ impl PixelLoader<'_> {
         let bytes = self
             .source
             .read(&example.image, self.settings.max_bytes)
-            .map_err(|source| PixelError::Source { place: example.place(), source })?;
+            .map_err(|reason| PixelError::Source { place: example.place(), reason })?;
         let edge = self.preprocessor.image_size();
         let mut pixels = vec![0.0; 3 * edge * edge];
         self.preprocessor
             .read(&bytes, self.settings, &mut pixels)
-            .map_err(|source| PixelError::Image { place: example.place(), source })?;
+            .map_err(|reason| PixelError::Image { place: example.place(), reason })?;
         Ok(pixels)
     }
 }

@@ -3,7 +3,7 @@
 //! [`trainer`] runs the whole: samples are encoded and checked ([`encode`], [`dataset`]), put in
 //! batches ([`order`], [`images`], [`batch`]), and each step ([`session`]) takes the losses
 //! ([`forward`], [`loss`]) of its batches, follows their gradients ([`optimizer`], [`schedule`]) and
-//! writes a line ([`metrics`]); at the end a checkpoint folder appears ([`output`]). A plain checkpoint
+//! writes a line ([`step_metrics`]); at the end a checkpoint folder appears ([`output`]). A plain checkpoint
 //! gets its score tokens first ([`vocabulary`]). Nothing here knows which network it trains, nor
 //! where samples and images come from.
 
@@ -16,7 +16,7 @@ pub mod forward;
 pub mod images;
 pub mod lora;
 pub mod loss;
-pub mod metrics;
+
 pub mod optimizer;
 pub mod options;
 pub mod order;
@@ -25,6 +25,7 @@ pub mod progress;
 pub mod random;
 pub mod schedule;
 pub mod session;
+pub mod step_metrics;
 pub mod trainer;
 pub mod vocabulary;
 

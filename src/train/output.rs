@@ -35,7 +35,7 @@ impl OutputFolder {
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(TrainError::OutputBusy(to.to_owned())),
-            Err(TryLockError::Error(source)) => return Err(io_error(&path, "locking")(source)),
+            Err(TryLockError::Error(reason)) => return Err(io_error(&path, "locking")(reason)),
         }
         let folder = Self { to: to.to_owned(), partial, _lock: lock };
         folder.clear()?;
@@ -85,7 +85,7 @@ impl Drop for OutputFolder {
 /// For an error of the operating system.
 pub(super) fn io_error(path: &Path, doing: &'static str) -> impl FnOnce(io::Error) -> TrainError {
     let path = path.to_owned();
-    move |source| TrainError::Io { path, doing, source }
+    move |reason| TrainError::Io { path, doing, reason }
 }
 
 #[cfg(test)]

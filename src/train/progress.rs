@@ -1,7 +1,7 @@
 //! How far a run is: a bar on a terminal, a line every few seconds elsewhere.
 
 use super::{
-    metrics::StepMetrics,
+    step_metrics::StepMetrics,
     trainer::{Event, TrainSummary},
 };
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};

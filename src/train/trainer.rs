@@ -5,13 +5,13 @@ use super::{
     encode::Mismatch,
     error::TrainError,
     images::{ImageSource, PixelError, PixelLoader},
-    metrics::{MetricsFile, StepMetrics},
     optimizer::AdamW,
     options::{TrainOptions, Trained},
     order::{Order, OrderSettings},
     output::OutputFolder,
     schedule::LearningRate,
     session::Session,
+    step_metrics::{MetricsFile, StepMetrics},
     vocabulary::{Growth, grow_tensors},
 };
 use crate::{

@@ -1,6 +1,6 @@
 //! The network: checkpoints, tokenizer, prompt, the model families, score head and decoding.
 //!
-//! Tensors live in this module and nowhere else.
+//! Tensors live in this module and in [`crate::train`].
 
 pub mod attention;
 pub mod checkpoint;
@@ -8,12 +8,14 @@ pub mod config;
 pub mod decode;
 pub mod device;
 pub mod error;
+pub mod families;
 pub mod family;
-mod fields;
+pub(crate) mod fields;
 pub mod kv_cache;
 pub mod layers;
 pub mod mplug_owl2;
 pub mod parameters;
+pub mod passes;
 pub mod prompt;
 pub mod rope;
 pub mod score_head;

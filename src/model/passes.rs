@@ -1,3 +1,5 @@
+//! A network's forward pass in parts, and the way back through them for its gradients.
+//!
 //! Gradient checkpointing (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"): between
 //! forward and backward pass only the borders between parts of the network are kept, and what a part
 //! computes inside is computed again when its gradients are due.
@@ -6,7 +8,7 @@ use tch::{TchError, Tensor};
 
 type Compute<'a> = Box<dyn Fn(&Tensor) -> Result<Tensor, TchError> + 'a>;
 
-/// Runs the parts of a network, and goes back through them for the gradients.
+/// How the parts of a network are run, and what is kept of them for the gradients.
 pub enum Passes<'a> {
     /// All activations stay in memory until the backward pass.
     Kept,

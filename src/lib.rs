@@ -32,7 +32,8 @@
 //!
 //! # Where things live
 //!
-//! - [`model`]: the ROC4MLLM network and everything read from a checkpoint folder; tensors live here only.
+//! - [`model`]: the ROC4MLLM network and everything read from a checkpoint folder; tensors live here and in
+//!   [`train`], which makes one checkpoint of another.
 //! - [`inference`]: batches and threads around a [`inference::Scorer`], knowing neither Kafka nor tensors.
 //! - [`quarantine`]: images that may have killed a process, decoded and scored in another one.
 //! - [`image`]: encoded bytes to pixel values, bit-equal with the reference; no tensors, no async.
@@ -69,4 +70,5 @@ pub mod score_command;
 pub mod secret;
 pub mod store;
 pub mod telemetry;
+pub mod train;
 pub mod worker;

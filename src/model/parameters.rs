@@ -53,6 +53,11 @@ impl Parameters {
         Ok(Self::new(tensors))
     }
 
+    /// All tensors, by name.
+    pub fn into_tensors(self) -> BTreeMap<String, Tensor> {
+        self.tensors
+    }
+
     /// Names and tensors, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))

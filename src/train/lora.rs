@@ -62,8 +62,10 @@ impl Lora {
     /// # Errors
     /// [`LoraError`] for a target that isn't there, or a rank that is no restriction.
     pub fn new(settings: &LoraSettings, parameters: &Parameters, seed: u64) -> Result<Self, LoraError> {
-        let maps: BTreeMap<&str, &Tensor> =
-            parameters.iter().filter_map(|(name, weight)| Some((linear_map(name, weight)?, weight))).collect();
+        let maps: BTreeMap<&str, &Tensor> = parameters
+            .iter()
+            .filter_map(|(name, weight)| Some((linear_map(name, weight)?, weight)))
+            .collect();
         let known = || last_parts(maps.keys().copied());
         if settings.targets.is_empty() {
             return Err(LoraError::NoTarget { known: known() });

@@ -19,6 +19,7 @@ pub struct OrderSettings {
 /// can go on from any step.
 ///
 /// Every sample comes once an epoch: the last batch of an epoch, and the last step, may be smaller.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Order {
     settings: OrderSettings,
     samples: usize,

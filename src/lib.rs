@@ -56,6 +56,7 @@ pub mod image;
 pub mod inference;
 pub mod kafka;
 pub mod model;
+pub mod models_command;
 pub mod object;
 pub mod pipeline;
 pub mod quarantine;

@@ -1,7 +1,7 @@
 //! From S3 to the cache: piece by piece, hashed on the way, and gone on with where it broke.
 
 use super::{
-    RegistryError,
+    RegistryError, RegistrySettings,
     address::S3Address,
     cache::{Cache, Claim, Lease},
     manifest::{MANIFEST_NAME, Manifest, ManifestError, Origin, sha256},
@@ -19,7 +19,7 @@ use sha2::{Digest as _, Sha256};
 use std::{
     fs::{self, File},
     io::{self, Read, Write},
-    path::Path,
+    path::{Path, PathBuf},
 };
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
@@ -59,7 +59,7 @@ struct RemoteFile {
 #[derive(Clone, Debug)]
 pub(super) struct Downloader {
     pub fetcher: Fetcher,
-    pub cache: Cache,
+    pub settings: RegistrySettings,
     pub retry: RetrySettings,
 }
 
@@ -73,26 +73,27 @@ impl Downloader {
     ) -> Result<Downloaded, RegistryError> {
         let contents = self.contents(address, expected).await?;
         let published = contents.manifest.is_some();
+        let cache = Cache::open(self.settings.cache_dir()?, self.settings.keep_versions)?;
         let mut verified = false;
         loop {
-            let (cache, entry) = (self.cache.clone(), contents.entry.clone());
-            if let Some(lease) = blocking(move || cache.lease(&entry)).await? {
+            let (shared, entry) = (cache.clone(), contents.entry.clone());
+            if let Some(lease) = blocking(move || shared.lease(&entry)).await? {
                 let manifest = contents.manifest.clone();
                 match blocking(move || check_cached(lease, manifest, verified)).await? {
                     Cached::Sound(lease, manifest) => {
                         return Ok(Downloaded { lease, manifest: *manifest, published });
                     }
                     Cached::Unsound { file, problem } => {
-                        self.discard(&contents.entry, &file, problem).await?
+                        discard(&cache, &contents.entry, file, problem).await?
                     }
                 }
             }
-            let (cache, entry) = (self.cache.clone(), contents.entry.clone());
-            let claim = blocking(move || cache.claim(&entry)).await?;
+            let (shared, entry) = (cache.clone(), contents.entry.clone());
+            let claim = blocking(move || shared.claim(&entry)).await?;
             // While this process waited, another may have brought it.
             if !claim.is_whole() {
-                let (cache, entry) = (self.cache.clone(), contents.entry.clone());
-                blocking(move || cache.make_room(&entry)).await?;
+                let (shared, entry) = (cache.clone(), contents.entry.clone());
+                blocking(move || shared.make_room(&entry)).await?;
                 self.fill(&claim, address, &contents).await?;
                 verified = true;
             }
@@ -313,15 +314,15 @@ impl Downloader {
             None => written,
         }
     }
+}
 
-    /// Removes a cached version that is not what it was, unless somebody uses it.
-    async fn discard(&self, entry: &str, file: &Path, problem: String) -> Result<(), RegistryError> {
-        tracing::warn!(file = %file.display(), problem, "a cached checkpoint is damaged");
-        let (cache, entry) = (self.cache.clone(), entry.to_owned());
-        match blocking(move || cache.try_claim(&entry)).await? {
-            Some(claim) => blocking(move || claim.remove()).await,
-            None => Err(RegistryError::CacheInUse { path: file.to_owned(), problem }),
-        }
+/// Removes a cached version that is not what it was, unless somebody uses it.
+async fn discard(cache: &Cache, entry: &str, file: PathBuf, problem: String) -> Result<(), RegistryError> {
+    tracing::warn!(file = %file.display(), problem, "a cached checkpoint is damaged");
+    let (cache, entry) = (cache.clone(), entry.to_owned());
+    match blocking(move || cache.try_claim(&entry)).await? {
+        Some(claim) => blocking(move || claim.remove()).await,
+        None => Err(RegistryError::CacheInUse { path: file, problem }),
     }
 }
 
@@ -350,7 +351,7 @@ fn keep_checkpoint_files(files: &mut Vec<RemoteFile>) {
 
 enum Cached {
     Sound(Lease, Box<Manifest>),
-    Unsound { file: std::path::PathBuf, problem: String },
+    Unsound { file: PathBuf, problem: String },
 }
 
 /// Whether a cached version is what was published. Every file is read, unless it has just been.
@@ -392,7 +393,7 @@ fn check_cached(lease: Lease, published: Option<Manifest>, verified: bool) -> Re
 
 /// A file that grows at its end, with the digest of all that is in it.
 struct FileSink {
-    path: std::path::PathBuf,
+    path: PathBuf,
     file: File,
     hasher: Sha256,
 }

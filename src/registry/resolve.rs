@@ -3,7 +3,7 @@
 use super::{
     RegistryError, RegistrySettings,
     address::{CheckpointSource, S3Address},
-    cache::{Cache, Lease},
+    cache::Lease,
     download::{Downloaded, Downloader, ExpectedManifest},
     manifest::Manifest,
     publish::{self, Publication, Published},
@@ -48,35 +48,24 @@ impl ResolvedCheckpoint {
 #[derive(Clone, Debug)]
 pub struct Registry {
     downloader: Downloader,
-    publish_to: Option<S3Address>,
 }
 
 impl Registry {
-    /// Sets up client and cache folder; nothing is asked for yet. Passing faults are retried as `retry`
-    /// says.
+    /// Sets up the client; nothing is asked for yet. Passing faults are retried as `retry` says.
     ///
     /// # Errors
-    /// [`RegistryError`] when a setting is missing or the folder cannot be made.
+    /// [`RegistryError::S3`] when a setting is missing.
     pub async fn connect(
         s3: &S3Settings,
         settings: &RegistrySettings,
         retry: &RetrySettings,
     ) -> Result<Self, RegistryError> {
-        Self::over(Fetcher::connect(s3).await?, settings, retry)
+        Ok(Self::over(Fetcher::connect(s3).await?, settings, retry))
     }
 
     /// As [`Self::connect`], over a client that is there.
-    ///
-    /// # Errors
-    /// As [`Self::connect`].
-    pub fn over(
-        fetcher: Fetcher,
-        settings: &RegistrySettings,
-        retry: &RetrySettings,
-    ) -> Result<Self, RegistryError> {
-        let cache = Cache::open(settings.cache_dir()?, settings.keep_versions)?;
-        let downloader = Downloader { fetcher, cache, retry: retry.clone() };
-        Ok(Self { downloader, publish_to: settings.publish_to.clone() })
+    pub fn over(fetcher: Fetcher, settings: &RegistrySettings, retry: &RetrySettings) -> Self {
+        Self { downloader: Downloader { fetcher, settings: settings.clone(), retry: retry.clone() } }
     }
 
     /// The checkpoint at an address, downloaded unless it is here, every file verified against the
@@ -109,7 +98,7 @@ impl Registry {
     /// [`RegistryError::Unfit`] for a folder that does not load or cannot score;
     /// [`RegistryError::NoDestination`]; and those of S3.
     pub async fn publish(&self, publication: &Publication) -> Result<Published, RegistryError> {
-        let destination = self.publish_to.as_ref().ok_or(RegistryError::NoDestination)?;
+        let destination = self.downloader.settings.publish_to.as_ref().ok_or(RegistryError::NoDestination)?;
         publish::publish(&self.downloader, destination, publication).boxed().await
     }
 

@@ -273,10 +273,15 @@ impl S3 for ObjectFolder {
     ) -> S3Result<S3Response<UploadPartOutput>> {
         let (id, number) = (request.input.upload_id.clone(), request.input.part_number);
         let size = request.input.content_length.unwrap_or_default();
-        if self.uploads.list_parts(&id).is_none() {
+        if !self.uploads.has(&id) {
             return Err(s3_error!(NoSuchUpload));
         }
-        let response = self.files.upload_part(request).await?;
+        let sent = self.files.upload_part(request).await;
+        // Meanwhile another request may have ended it.
+        if !self.uploads.has(&id) {
+            return Err(s3_error!(NoSuchUpload));
+        }
+        let response = sent?;
         self.uploads.add_part(&id, number, response.output.e_tag.clone(), size);
         Ok(response)
     }
@@ -286,27 +291,22 @@ impl S3 for ObjectFolder {
         mut request: S3Request<CompleteMultipartUploadInput>,
     ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
         let id = request.input.upload_id.clone();
-        if self.uploads.list_parts(&id).is_none() {
-            return Err(s3_error!(NoSuchUpload));
-        }
+        let upload = self.uploads.take(&id).ok_or_else(|| s3_error!(NoSuchUpload))?;
         request.input.key = file_key(&request.input.key);
-        let response = self.files.complete_multipart_upload(request).await?;
-        self.uploads.end(&id);
-        Ok(response)
+        let completed = self.files.complete_multipart_upload(request).await;
+        if completed.is_err() {
+            self.uploads.put_back(id, upload);
+        }
+        completed
     }
 
     async fn abort_multipart_upload(
         &self,
         mut request: S3Request<AbortMultipartUploadInput>,
     ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
-        let id = request.input.upload_id.clone();
-        if self.uploads.list_parts(&id).is_none() {
-            return Err(s3_error!(NoSuchUpload));
-        }
+        self.uploads.take(&request.input.upload_id).ok_or_else(|| s3_error!(NoSuchUpload))?;
         request.input.key = file_key(&request.input.key);
-        let response = self.files.abort_multipart_upload(request).await?;
-        self.uploads.end(&id);
-        Ok(response)
+        self.files.abort_multipart_upload(request).await
     }
 
     async fn list_multipart_uploads(

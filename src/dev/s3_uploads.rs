@@ -15,7 +15,8 @@ pub(super) struct Uploads {
     begun: Mutex<BTreeMap<String, Upload>>,
 }
 
-struct Upload {
+/// One upload that was begun.
+pub(super) struct Upload {
     bucket: String,
     key: String,
     initiated: Timestamp,
@@ -35,8 +36,17 @@ impl Uploads {
         }
     }
 
-    pub fn end(&self, id: &str) {
-        self.lock().remove(id);
+    /// Takes an upload out, for good unless it is put back; `None` where there is no such upload.
+    pub fn take(&self, id: &str) -> Option<Upload> {
+        self.lock().remove(id)
+    }
+
+    pub fn put_back(&self, id: String, upload: Upload) {
+        self.lock().insert(id, upload);
+    }
+
+    pub fn has(&self, id: &str) -> bool {
+        self.lock().contains_key(id)
     }
 
     pub fn list(&self, input: ListMultipartUploadsInput) -> ListMultipartUploadsOutput {

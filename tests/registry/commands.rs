@@ -78,7 +78,8 @@ impl Setup {
 
     /// What `score` writes of two pictures.
     async fn score(&self, checkpoint: &str) -> Vec<Value> {
-        let mut command = self.command(&["score", "--format", "jsonl", "--checkpoint", checkpoint]);
+        let mut command =
+            self.command(&["score", "--format", "jsonl", "--batch-size", "1", "--checkpoint", checkpoint]);
         command.args(pictures());
         let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -198,10 +199,11 @@ async fn what_cannot_be_done_says_why() {
     let tiny = checkpoints::tiny();
     let (_, log) = setup.expect(&["publish", tiny.to_str().unwrap(), "--metrics", "/no/metrics"], 2).await;
     assert!(log.contains("/no/metrics"), "{log}");
-    let (_, log) = setup
-        .expect(&["publish", tiny.to_str().unwrap(), "--set", "registry.publish_to=models/here"], 2)
-        .await;
-    assert!(log.contains("s3://bucket/prefix"), "{log}");
+    let address = ["--set", "registry.publish_to=models/here"];
+    let publish = ["models", "publish", tiny.to_str().unwrap()];
+    let refused = setup.command(&[&publish[..], &address].concat()).output().unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("s3://bucket/prefix"), "{refused:?}");
 
     setup.publish(&tiny).await;
     registry::probe(&setup.config("champion")).await.unwrap();

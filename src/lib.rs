@@ -40,6 +40,7 @@
 //! - [`image`]: encoded bytes to pixel values, bit-equal with the reference; no tensors, no async.
 //! - [`kafka`], [`fetch`], [`store`]: one outside system each, ignorant of the others.
 //! - [`record`]: the formats on the wire, pure.
+//! - [`labels`]: what people said of photos, in every format that it comes in; pure.
 //! - [`object`], [`score`], [`fault`], [`secret`], [`retry`]: the words all of them share.
 //! - [`config`], [`telemetry`], [`http`]: what an operator sees.
 //! - [`failpoint`]: where the fault tests make a process die on purpose; nothing outside them.
@@ -57,6 +58,7 @@ pub mod http;
 pub mod image;
 pub mod inference;
 pub mod kafka;
+pub mod labels;
 pub mod model;
 pub mod object;
 pub mod pipeline;

@@ -81,7 +81,8 @@ impl Pairs {
             yy += weight * y * y;
             xy += weight * x * y;
         }
-        ratio(xy, xx, yy)
+        // Of equal sums the root of the product is exact, so that perfect agreement is exactly 1.
+        (xx > 0.0 && yy > 0.0).then(|| (xy / (xx * yy).sqrt()).clamp(-1.0, 1.0))
     }
 
     /// Kendall's rank correlation (KRCC), tau-b: ties count in neither direction, and perfect agreement
@@ -206,10 +207,7 @@ fn weighted_pearson(x: &[f64], y: &[f64], weights: &[u32]) -> Option<f64> {
         yy += weight * y * y;
         xy += weight * x * y;
     }
-    ratio(xy, xx, yy)
-}
-
-fn ratio(xy: f64, xx: f64, yy: f64) -> Option<f64> {
+    // The product of the sums could overflow.
     (xx > 0.0 && yy > 0.0).then(|| (xy / xx.sqrt() / yy.sqrt()).clamp(-1.0, 1.0))
 }
 

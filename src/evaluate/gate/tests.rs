@@ -24,8 +24,9 @@ struct Skill {
 
 const CHAMPION: Skill = Skill { correlation: 0.78, inherited: 1.0 };
 
-/// As far from the champion as a night of training takes it, and neither better nor worse.
-const NO_BETTER: Skill = Skill { inherited: 0.9, ..CHAMPION };
+/// As far from the champion as leaves the interval of the difference at AVA's width, and neither better
+/// nor worse.
+const NO_BETTER: Skill = Skill { inherited: 0.98, ..CHAMPION };
 
 impl World {
     fn new(seed: u64) -> Self {
@@ -108,7 +109,14 @@ fn reasons(verdict: Verdict) -> Vec<Reason> {
 }
 
 fn better(by: f64) -> Skill {
-    Skill { correlation: CHAMPION.correlation + by, inherited: 0.95 }
+    Skill { correlation: CHAMPION.correlation + by, ..NO_BETTER }
+}
+
+#[test]
+fn three_thousand_photos_give_the_interval_that_was_measured_on_ava() {
+    let comparison = compare(World::new(0).photos(3_000, NO_BETTER), &settings(3_000));
+    let half_width = comparison.difference(Metric::Srcc).unwrap().half_width().unwrap();
+    assert!((0.003..0.005).contains(&half_width), "{half_width}");
 }
 
 #[test]

@@ -39,6 +39,7 @@
 //! - [`quarantine`]: images that may have killed a process, decoded and scored in another one.
 //! - [`image`]: encoded bytes to pixel values, bit-equal with the reference; no tensors, no async.
 //! - [`kafka`], [`fetch`], [`store`]: one outside system each, ignorant of the others.
+//! - [`registry`]: versions of the model, from S3 to a folder on this machine.
 //! - [`record`]: the formats on the wire, pure.
 //! - [`labels`]: what people said of photos, in every format that it comes in; pure.
 //! - [`object`], [`score`], [`fault`], [`secret`], [`retry`]: the words all of them share.
@@ -60,11 +61,13 @@ pub mod inference;
 pub mod kafka;
 pub mod labels;
 pub mod model;
+pub mod models_command;
 pub mod object;
 pub mod pipeline;
 pub mod quarantine;
 pub mod record;
 pub mod recovery;
+pub mod registry;
 pub mod report;
 pub mod retry;
 pub mod score;

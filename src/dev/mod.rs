@@ -11,6 +11,7 @@ mod mock_kafka;
 mod postgres;
 mod s3;
 mod s3_objects;
+mod s3_uploads;
 pub mod scratch;
 mod test_servers;
 

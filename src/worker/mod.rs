@@ -15,8 +15,10 @@ use crate::{
     http::{self, ProbeSlot, Probes},
     inference::{Health, ScoringService},
     kafka::{self, Connection, KafkaStats, Stalled},
+    model::ModelSettings,
     pipeline::{self, Admission, Hold, Parts, Pipeline, Routes},
     quarantine::{Hello, Quarantine},
+    registry::{self, ResolvedCheckpoint},
     store::{self, ScoreRow, Store},
     telemetry::metrics::Metrics,
 };
@@ -52,8 +54,25 @@ enum Ending {
 /// # Errors
 /// [`WorkerError`], whose exit code says what failed.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), WorkerError> {
-    let service = model::load(config.model.clone(), config.image.clone(), config.inference.clone()).boxed();
-    run_with(config, service, shutdown).await
+    let loading = load_resolved(config.clone()).boxed();
+    serve(config, loading, shutdown).await
+}
+
+/// The checkpoint that `model.checkpoint` names, brought here and loaded.
+async fn load_resolved(config: Config) -> Result<Loaded, WorkerError> {
+    let checkpoint = registry::resolve(&config).await?;
+    let model = checkpoint.settings(&config.model);
+    let service = model::load(model.clone(), config.image, config.inference).await?;
+    Ok(Loaded { service, model, _checkpoint: Some(checkpoint) })
+}
+
+/// What a worker scores with.
+struct Loaded {
+    service: ScoringService,
+    /// As it was loaded: `checkpoint` is a folder.
+    model: ModelSettings,
+    /// Keeps the folder in the cache for the child process that reads it too.
+    _checkpoint: Option<ResolvedCheckpoint>,
 }
 
 /// As [`run`], but scores with what `service` resolves to; it is awaited once every dependency has
@@ -62,8 +81,18 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
 /// # Errors
 /// As [`run`], and those of `service`.
 pub async fn run_with(
-    mut config: Config,
+    config: Config,
     service: impl Future<Output = Result<ScoringService, WorkerError>>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), WorkerError> {
+    let model = config.model.clone();
+    let loading = async { Ok(Loaded { service: service.await?, model, _checkpoint: None }) };
+    serve(config, loading, shutdown).await
+}
+
+async fn serve(
+    mut config: Config,
+    loading: impl Future<Output = Result<Loaded, WorkerError>>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), WorkerError> {
     let metrics = Metrics::new();
@@ -76,13 +105,14 @@ pub async fn run_with(
     let (store, fetcher) = connect(&config).await?;
     // Before any producer is made: what it may send at once is bounded by the same number.
     config.kafka.max_record_bytes = kafka::admin::record_limit(&config.kafka, RECORD_LIMIT_PATIENCE).await;
-    let service = Arc::new(service.await?);
+    let Loaded { service, model, _checkpoint } = loading.await?;
+    let service = Arc::new(service);
     let version = Arc::clone(&service.model().version);
     tracing::info!(model = version.model, version = version.version, "the model is ready");
     metrics.serve_model(&version);
     let quarantine = Quarantine::new(
         Hello {
-            model: config.model.clone(),
+            model,
             image: config.image.clone(),
             inference: config.inference.clone(),
             telemetry: config.telemetry.clone(),

@@ -35,6 +35,8 @@
 //! - [`model`]: the ROC4MLLM network and everything read from a checkpoint folder; tensors live here and in
 //!   [`train`], which makes one checkpoint of another.
 //! - [`inference`]: batches and threads around a [`inference::Scorer`], knowing neither Kafka nor tensors.
+//! - [`evaluate`]: how well a model predicts labels, and whether another may follow it; pure.
+//! - [`split`]: which photos are learned from and which judged by, near-duplicates on one side; pure.
 //! - [`quarantine`]: images that may have killed a process, decoded and scored in another one.
 //! - [`image`]: encoded bytes to pixel values, bit-equal with the reference; no tensors, no async.
 //! - [`kafka`], [`fetch`], [`store`]: one outside system each, ignorant of the others.
@@ -50,6 +52,7 @@ pub mod backfill;
 pub mod config;
 #[cfg(feature = "dev")]
 pub mod dev;
+pub mod evaluate;
 pub mod failpoint;
 pub mod fault;
 pub mod fetch;
@@ -71,6 +74,7 @@ pub mod retry;
 pub mod score;
 pub mod score_command;
 pub mod secret;
+pub mod split;
 pub mod store;
 pub mod telemetry;
 pub mod train;

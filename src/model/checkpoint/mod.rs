@@ -19,7 +19,7 @@ mod writer;
 
 pub use check::Problem;
 pub use convert::{ConvertArgs, convert};
-pub use digest::{Digest, FileDigest};
+pub use digest::{Digest, FileDigest, hexadecimal};
 pub use error::{CheckpointError, TensorProblem};
 pub use expected::{ExpectedTensor, Role, expected_tensors};
 pub use index::{Format, StoredDtype};

@@ -22,7 +22,7 @@ pub mod score_head;
 pub mod scorer;
 pub mod settings;
 #[cfg(test)]
-mod synthetic;
+pub(crate) mod synthetic;
 pub mod tokenizer;
 
 pub use error::ModelError;

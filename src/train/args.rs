@@ -4,6 +4,7 @@ use super::{
     error::TrainError,
     images::ImageFolder,
     options::TrainOptions,
+    output::is_finished,
     progress::Progress,
     trainer::{TrainJob, TrainSummary, train},
     vocabulary::Growth,
@@ -40,6 +41,11 @@ pub struct TrainArgs {
     #[arg(long, value_name = "DIR")]
     pub output: PathBuf,
 
+    /// Go on from the last state that an unfinished run with the same --output has saved (--save-every); begin
+    /// anew if there is none, and do nothing if it has finished
+    #[arg(long)]
+    pub resume: bool,
+
     /// Give a plain mPLUG-Owl2 checkpoint a score head with this many tokens
     #[arg(long, value_name = "N")]
     pub num_tokens: Option<u32>,
@@ -56,12 +62,17 @@ pub struct TrainArgs {
     pub options: TrainOptions,
 }
 
-/// Trains as the arguments say. Once `cancelled` is set, ends before the next step.
+/// Trains as the arguments say; nothing if that has been done before, and they say to resume. Once
+/// `cancelled` is set, ends before the next step.
 ///
 /// # Errors
 /// [`TrainError`]; the output folder then doesn't appear.
-pub fn run(args: &TrainArgs, cancelled: &AtomicBool) -> Result<TrainSummary, TrainError> {
+pub fn run(args: &TrainArgs, cancelled: &AtomicBool) -> Result<Option<TrainSummary>, TrainError> {
     args.options.check()?;
+    if args.resume && is_finished(&args.output)? {
+        tracing::info!("{}: the run has finished before; nothing is left to do", args.output.display());
+        return Ok(None);
+    }
     let growth = Growth::from_flags(args.num_tokens, args.min_score, args.max_score)?;
     let samples = read_samples(&args.data, scale(&args.checkpoint, growth)?)?;
     let job = TrainJob {
@@ -71,12 +82,13 @@ pub fn run(args: &TrainArgs, cancelled: &AtomicBool) -> Result<TrainSummary, Tra
         images: &ImageFolder { path: args.images.clone() },
         image_settings: ImageSettings::local(),
         output: &args.output,
+        resume: args.resume,
         options: &args.options,
     };
     let mut progress = Progress::new();
     let summary = train(&job, &mut |event| progress.show(&event), cancelled)?;
     progress.finish(&summary, &args.output);
-    Ok(summary)
+    Ok(Some(summary))
 }
 
 /// What scores and distributions must fit.

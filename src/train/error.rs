@@ -1,6 +1,8 @@
 //! Why a training run ended without a checkpoint.
 
-use super::{dataset::DatasetError, images::PixelError, vocabulary::GrowthError};
+use super::{
+    dataset::DatasetError, images::PixelError, lora::LoraError, state::StateError, vocabulary::GrowthError,
+};
 use crate::{
     image::PreprocessorError,
     labels::LabelFileError,
@@ -28,6 +30,10 @@ pub enum TrainError {
     Model(#[from] ModelError),
     #[error(transparent)]
     Growth(#[from] GrowthError),
+    #[error(transparent)]
+    Lora(#[from] LoraError),
+    #[error(transparent)]
+    State(#[from] StateError),
     #[error(transparent)]
     Preprocessor(#[from] PreprocessorError),
     #[error(
@@ -57,8 +63,12 @@ pub enum TrainError {
     Torch { step: u64, doing: &'static str, reason: String },
     #[error("{}: {doing} failed ({reason}); check the path, its permissions and the disk", .path.display())]
     Io { path: PathBuf, doing: &'static str, reason: io::Error },
-    #[error("stopped before step {step}, as asked; no checkpoint was written")]
-    Cancelled { step: u64 },
+    #[error("stopped before step {step}, as asked; no checkpoint was written{}", resumable(*.saved))]
+    Cancelled {
+        step: u64,
+        /// Whether the run's state is saved.
+        saved: bool,
+    },
 }
 
 impl TrainError {
@@ -72,6 +82,10 @@ impl TrainError {
             | Self::Dataset(_)
             | Self::Model(_)
             | Self::Growth(_)
+            | Self::Lora(_)
+            | Self::State(
+                StateError::Unfinished { .. } | StateError::Different { .. } | StateError::Tensors { .. },
+            )
             | Self::Preprocessor(_)
             | Self::InputSize { .. }
             | Self::Image(_)
@@ -82,6 +96,7 @@ impl TrainError {
             | Self::NotFinite { .. }
             | Self::Torch { .. }
             | Self::Io { .. }
+            | Self::State(StateError::Io { .. } | StateError::Write(_))
             | Self::Cancelled { .. } => 1,
         }
     }
@@ -101,6 +116,10 @@ impl TrainError {
             Self::Torch { step, doing, reason }
         }
     }
+}
+
+fn resumable(saved: bool) -> &'static str {
+    if saved { "; go on with --resume" } else { "" }
 }
 
 impl From<CheckpointError> for TrainError {

@@ -36,7 +36,9 @@ pub enum LoraError {
          or train whole weights"
     )]
     Rank { rank: i64, name: String, most: i64 },
-    #[error("the LoRA adapters can't be laid out: {0}")]
+    #[error("LoRA needs a rank of 1 or more")]
+    NoRank,
+    #[error("torch failed to lay out the LoRA adapters ({0}); free memory, or choose a lower rank")]
     Torch(#[from] TchError),
 }
 
@@ -48,14 +50,14 @@ pub struct Lora {
 }
 
 struct Adapter {
-    /// `[rank, inputs]`, f32.
+    /// `[rank, inputs]`, of its weight's type.
     a: Tensor,
-    /// `[outputs, rank]`, f32.
+    /// `[outputs, rank]`, likewise.
     b: Tensor,
 }
 
 impl Lora {
-    /// Fresh adapters for the targeted maps of a network, on the device of its weights: `A` uniform
+    /// Fresh adapters for the targeted maps of a network, of the type and on the device of its weights: `A` uniform
     /// over `±1 / sqrt(inputs)` (Kaiming's initialisation for a slope of `sqrt(5)`, the usual choice),
     /// and `B` zero, so that training begins with the network as it is.
     ///
@@ -67,6 +69,9 @@ impl Lora {
             .filter_map(|(name, weight)| Some((linear_map(name, weight)?, weight)))
             .collect();
         let known = || last_parts(maps.keys().copied());
+        if settings.rank < 1 {
+            return Err(LoraError::NoRank);
+        }
         if settings.targets.is_empty() {
             return Err(LoraError::NoTarget { known: known() });
         }
@@ -88,9 +93,10 @@ impl Lora {
                 let mut random = Random::new(seed, &format!("{name}.lora_A"));
                 let limit = 1.0 / (inputs as f32).sqrt();
                 let values: Vec<f32> = (0..rank * inputs).map(|_| random.symmetric(limit)).collect();
-                let device = weight.device();
-                let a = Tensor::f_from_slice(&values)?.f_view([rank, inputs])?.f_to_device(device)?;
-                let b = Tensor::f_zeros([outputs, rank], (Kind::Float, device))?;
+                let (kind, device) = (weight.kind(), weight.device());
+                let a = Tensor::f_from_slice(&values)?.f_view([rank, inputs])?;
+                let a = a.f_to_kind(kind)?.f_to_device(device)?;
+                let b = Tensor::f_zeros([outputs, rank], (kind, device))?;
                 Ok((name.to_owned(), Adapter { a, b }))
             })
             .collect::<Result<_, LoraError>>()?;
@@ -119,10 +125,10 @@ impl Lora {
         let Some(adapter) = name.strip_suffix(".weight").and_then(|map| self.adapters.get(map)) else {
             return Ok(weight.shallow_clone());
         };
-        tch::no_grad(|| {
-            let change = adapter.b.f_matmul(&adapter.a)?.f_mul_scalar(self.scale)?;
-            weight.f_to_kind(Kind::Float)?.f_add(&change)?.f_to_kind(weight.kind())
-        })
+        let _no_grad = tch::no_grad_guard();
+        let wide = |tensor: &Tensor| tensor.f_to_kind(Kind::Float);
+        let change = wide(&adapter.b)?.f_matmul(&wide(&adapter.a)?)?.f_mul_scalar(self.scale)?;
+        wide(weight)?.f_add(&change)?.f_to_kind(weight.kind())
     }
 }
 
@@ -268,6 +274,7 @@ mod tests {
             assert!(error(2, &[target]).contains("names no linear map"));
         }
         assert!(error(2, &[]).contains("at least one target"));
+        assert!(error(0, &["q_proj"]).contains("1 or more"));
         // Two key heads of 8 values: k_proj is 16 by 32.
         let message = error(16, &["k_proj"]);
         assert!(message.contains("rank 16") && message.contains("k_proj.multiway.0`"), "{message}");

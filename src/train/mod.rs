@@ -3,7 +3,8 @@
 //! [`trainer`] runs the whole: samples are encoded and checked ([`encode`], [`dataset`]), put in
 //! batches ([`order`], [`images`], [`batch`]), and each step ([`session`]) takes the losses
 //! ([`forward`], [`loss`]) of its batches, follows their gradients ([`optimizer`], [`schedule`]) and
-//! writes a line ([`step_metrics`]); at the end a checkpoint folder appears ([`output`]). A plain checkpoint
+//! writes a line ([`step_metrics`]); at the end a checkpoint folder appears (`output`). A run that is stopped goes on from
+//! what it has saved ([`state`]). A plain checkpoint
 //! gets its score tokens first ([`vocabulary`]). Nothing here knows which network it trains, nor
 //! where samples and images come from.
 
@@ -22,6 +23,7 @@ pub mod order;
 mod output;
 pub mod progress;
 pub mod random;
+mod saving;
 pub mod schedule;
 pub mod session;
 pub mod state;
@@ -32,4 +34,5 @@ pub mod vocabulary;
 pub use args::{TrainArgs, run};
 pub use error::TrainError;
 pub use options::TrainOptions;
+pub use output::is_finished;
 pub use trainer::{Event, TrainJob, TrainSummary, train};

@@ -136,7 +136,8 @@ impl AdamW {
 
     /// One step along the gradients, each multiplied by `scale`, and then forgets them.
     ///
-    /// A parameter that the loss doesn't depend on stays as it is.
+    /// A parameter that the loss doesn't depend on has a gradient of 0: whether it had others before
+    /// decides whether it moves, and not whether the run was stopped in between.
     pub fn step(&mut self, learning_rate: f64, scale: f64) -> Result<(), TchError> {
         let _no_grad = tch::no_grad_guard();
         self.steps += 1;
@@ -145,8 +146,10 @@ impl AdamW {
         let step_size = learning_rate / (1.0 - beta1.powf(steps));
         let root_correction = (1.0 - beta2.powf(steps)).sqrt();
         for slot in self.slots.values_mut() {
-            let Some(gradient) = slot.gradient()? else { continue };
-            let gradient = gradient.f_mul_scalar(scale)?;
+            let gradient = match slot.gradient()? {
+                Some(gradient) => gradient.f_mul_scalar(scale)?,
+                None => slot.exp_avg.f_zeros_like()?,
+            };
             let decays = weight_decay != 0.0 && slot.parameter.dim() > 1;
             let value = slot.master.as_mut().unwrap_or(&mut slot.parameter);
             if decays {
@@ -163,7 +166,10 @@ impl AdamW {
                 slot.parameter.f_copy_(master)?;
             }
             slot.gradient = None;
-            let _ = slot.parameter.f_grad()?.f_zero_()?;
+            let mut gradient = slot.parameter.f_grad()?;
+            if gradient.defined() {
+                let _ = gradient.f_zero_()?;
+            }
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use super::{
     error::TrainError,
+    lora::{DEFAULT_TARGETS, LoraSettings},
     loss::{EmdReduction, LossSettings},
     optimizer::AdamWSettings,
     schedule::LrSchedule,
@@ -97,6 +98,31 @@ pub struct TrainOptions {
     #[arg(long, value_enum, default_value_t)]
     pub train: Trained,
 
+    /// With --train lora, the most dimensions in which a weight changes [default: 16]
+    #[arg(long, value_name = "N")]
+    pub lora_rank: Option<i64>,
+
+    /// With --train lora, what its changes are multiplied by, times its rank [default: 32]
+    #[arg(long, value_name = "NUMBER")]
+    pub lora_alpha: Option<f64>,
+
+    /// With --train lora, which linear maps change, by parts of their names [default: the language model's
+    /// projections: q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj]
+    #[arg(long, value_name = "NAME,..", value_delimiter = ',')]
+    pub lora_targets: Option<Vec<String>>,
+
+    /// Put samples of like length into a step, so that little is padded
+    #[arg(long)]
+    pub group_by_length: bool,
+
+    /// Compute activations again for the gradients instead of keeping them: less memory, a third more work
+    #[arg(long)]
+    pub gradient_checkpointing: bool,
+
+    /// Steps after each of which the run's state is saved, for --resume to go on from; 0: never
+    #[arg(long, value_name = "N", default_value_t = TrainOptions::default().save_every)]
+    pub save_every: u64,
+
     /// Where to compute: `cpu`, `cuda` or `cuda:N`
     #[arg(long, default_value_t)]
     pub device: Device,
@@ -138,6 +164,12 @@ impl Default for TrainOptions {
             emd_weight: 1.0,
             emd_reduction: EmdReduction::default(),
             train: Trained::default(),
+            lora_rank: None,
+            lora_alpha: None,
+            lora_targets: None,
+            group_by_length: false,
+            gradient_checkpointing: false,
+            save_every: 0,
             device: Device::default(),
             dtype: Dtype::default(),
             threads: 0,
@@ -175,16 +207,22 @@ pub enum Trained {
     #[value(name = "abstractor")]
     #[serde(rename = "abstractor")]
     Abstractor,
+    /// Low-rank changes of the language model's projections, or of what --lora-targets names (LoRA); merged
+    /// into the weights at the end
+    #[value(name = "lora")]
+    #[serde(rename = "lora")]
+    Lora,
 }
 
 impl Trained {
-    /// Whether parameters of this part are trained.
+    /// Whether this part's own parameters are trained.
     pub fn includes(self, part: Part) -> bool {
         match self {
             Self::All => true,
             Self::AbstractorLanguage => part != Part::Vision,
             Self::Language => part == Part::Language,
             Self::Abstractor => part == Part::Connector,
+            Self::Lora => false,
         }
     }
 }
@@ -208,6 +246,16 @@ impl TrainOptions {
             epsilon: self.adam_epsilon,
             weight_decay: self.weight_decay,
         }
+    }
+
+    /// The part that concerns low-rank adapters, where they are what is trained.
+    pub fn lora(&self) -> Option<LoraSettings> {
+        let targets = || DEFAULT_TARGETS.map(String::from).to_vec();
+        (self.train == Trained::Lora).then(|| LoraSettings {
+            rank: self.lora_rank.unwrap_or(16),
+            alpha: self.lora_alpha.unwrap_or(32.0),
+            targets: self.lora_targets.clone().unwrap_or_else(targets),
+        })
     }
 
     /// Steps in all, where an epoch has `steps_per_epoch`.
@@ -258,6 +306,21 @@ impl TrainOptions {
                 return refuse(option, &number, "a number of 0 or more");
             }
         }
+        let given = [
+            ("lora-rank", self.lora_rank.map(|rank| rank.to_string())),
+            ("lora-alpha", self.lora_alpha.map(|alpha| alpha.to_string())),
+            ("lora-targets", self.lora_targets.as_ref().map(|targets| targets.join(","))),
+        ];
+        for (option, given) in given {
+            if let Some(given) = given.filter(|_| self.train != Trained::Lora) {
+                return refuse(option, &given, "it together with `--train lora`");
+            }
+        }
+        if let Some(alpha) = self.lora_alpha
+            && !(alpha.is_finite() && alpha > 0.0)
+        {
+            return refuse("lora-alpha", &alpha, "a number above 0");
+        }
         match self.dtype {
             Dtype::F16 => refuse("dtype", &self.dtype, "`f32` or `bf16`: gradients overflow f16"),
             Dtype::Auto | Dtype::F32 | Dtype::Bf16 => Ok(()),
@@ -295,6 +358,9 @@ mod tests {
             ("max-grad-norm", r#"{"max_grad_norm":-1.0}"#),
             ("emd-weight", r#"{"emd_weight":-1.0}"#),
             ("dtype", r#"{"dtype":"f16"}"#),
+            ("lora-rank", r#"{"lora_rank":8}"#),
+            ("lora-targets", r#"{"lora_targets":["q_proj","v_proj"]}"#),
+            ("lora-alpha", r#"{"train":"lora","lora_alpha":0.0}"#),
         ] {
             let options: TrainOptions = serde_json::from_str(json).unwrap();
             let message = options.check().unwrap_err().to_string();

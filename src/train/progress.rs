@@ -16,7 +16,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(5);
 /// Shows a run on standard error.
 pub struct Progress {
     steps: u64,
-    /// Of the whole run.
+    /// Of all steps that are still to be taken.
     images: u64,
     done: u64,
     start: Instant,
@@ -36,7 +36,7 @@ impl Progress {
     /// Shows one event.
     pub fn show(&mut self, event: &Event<'_>) {
         match event {
-            Event::Prepared { samples, masked, steps, images, trained } => {
+            Event::Prepared { samples, masked, done, steps, images, trained } => {
                 for (place, mismatch) in *masked {
                     self.line(&format!(
                         "{place}: questions and answers can't be told apart ({} ids where the whole has {}); \
@@ -45,15 +45,23 @@ impl Progress {
                     ));
                 }
                 self.line(&format!("{samples} samples, {trained} numbers to train, {steps} steps"));
+                if *done > 0 {
+                    self.line(&format!("going on after step {done}"));
+                }
                 (self.steps, self.images, self.start) = (*steps, *images, Instant::now());
                 if let Some(bar) = &self.bar {
-                    begin(bar, *steps);
+                    begin(bar, *steps, *done);
                 }
             }
             Event::Skipped(error) => self.line(&format!("{error}; it is left out")),
             Event::Step { metrics, images, .. } => {
                 self.done += images;
                 self.step(metrics);
+            }
+            Event::SavingState => {
+                if let Some(bar) = &self.bar {
+                    bar.set_message("saving the state");
+                }
             }
             Event::Saving => self.stage("writing the checkpoint"),
         }
@@ -125,12 +133,13 @@ impl Default for Progress {
     }
 }
 
-fn begin(bar: &ProgressBar, steps: u64) {
+fn begin(bar: &ProgressBar, steps: u64, done: u64) {
     bar.set_length(steps);
     // The template is a constant, and a mistake in it only costs the style.
     if let Ok(style) = ProgressStyle::with_template("{bar:32.cyan/dim} {human_pos}/{human_len}  {msg}") {
         bar.set_style(style.progress_chars("━╸─"));
     }
     bar.reset();
+    bar.set_position(done);
     bar.enable_steady_tick(Duration::from_millis(200));
 }

@@ -5,10 +5,12 @@ use super::{
     encode::Mismatch,
     error::TrainError,
     images::{ImageSource, PixelError, PixelLoader},
+    lora::Lora,
     optimizer::AdamW,
     options::{TrainOptions, Trained},
     order::{Order, OrderSettings},
     output::OutputFolder,
+    saving::{Changing, Saving},
     schedule::LearningRate,
     session::Session,
     step_metrics::{MetricsFile, StepMetrics},
@@ -56,6 +58,8 @@ pub struct TrainJob<'a> {
     pub image_settings: ImageSettings,
     /// Folder that the trained checkpoint appears in, whole; it must not exist.
     pub output: &'a Path,
+    /// Whether to go on from the state that an unfinished run has saved for this output, if there is one.
+    pub resume: bool,
     pub options: &'a TrainOptions,
 }
 
@@ -67,9 +71,11 @@ pub enum Event<'a> {
         samples: usize,
         /// Samples left out because questions and answers can't be told apart.
         masked: &'a [(Place, Mismatch)],
-        /// Steps in all.
+        /// Steps that were taken before the run was stopped.
+        done: u64,
+        /// Steps in all, these included.
         steps: u64,
-        /// Images that all steps together see.
+        /// Images that the remaining steps see.
         images: u64,
         /// Numbers that are trained.
         trained: u64,
@@ -84,6 +90,8 @@ pub enum Event<'a> {
         /// Images of the step, skipped ones included.
         images: u64,
     },
+    /// What the run needs to go on from here is being saved.
+    SavingState,
     /// The steps are done, and the checkpoint is being written.
     Saving,
 }
@@ -111,20 +119,24 @@ pub fn train(
 ) -> Result<TrainSummary, TrainError> {
     let options = job.options;
     options.check()?;
-    let output = OutputFolder::create(job.output)?;
+    let output = OutputFolder::create(job.output, job.resume)?;
     let mut run = Run::prepare(job, output.path())?;
+    let changing = Changing { trained: &run.trained, optimizer: &mut run.session.optimizer };
+    let mut saving = Saving::begin(job, output.path(), changing)?;
     let total = options.total_steps(run.order.steps_per_epoch());
-    let steps = (1..=total).zip(run.order.steps_after(0));
+    let done = saving.done.steps;
+    let steps = (done + 1..=total).zip(run.order.steps_after(done));
     let images = steps.flat_map(|(_, batches)| batches).map(|batch| batch.len() as u64).sum();
     observe(Event::Prepared {
         samples: run.dataset.examples.len(),
         masked: &run.dataset.masked,
+        done,
         steps: total,
         images,
         trained: run.session.optimizer.numbers(),
     });
-    let mut metrics = MetricsFile::create(output.path())?;
-    let skipped = run.take_steps(job, total, &mut metrics, observe, cancelled)?;
+    let mut metrics = MetricsFile::open(output.path(), done)?;
+    run.take_steps(job, total, &mut metrics, &mut saving, observe, cancelled)?;
 
     observe(Event::Saving);
     let written = run.write(output.path())?;
@@ -134,7 +146,7 @@ pub fn train(
         steps: total,
         samples: run.dataset.examples.len(),
         masked: run.dataset.masked.len(),
-        skipped,
+        skipped: saving.done.skipped,
         weight_bytes: written.weight_bytes,
     })
 }
@@ -142,6 +154,9 @@ pub fn train(
 /// Everything that a run needs, loaded and checked.
 struct Run {
     session: Session,
+    lora: Option<Lora>,
+    /// What the optimizer changes, by name.
+    trained: BTreeMap<String, Tensor>,
     dataset: Dataset,
     preprocessor: Preprocessor,
     order: Order,
@@ -190,43 +205,62 @@ impl Run {
 
         let mut tensors = Parameters::load(&checkpoint, kind, device)?.into_tensors();
         grow_tensors(&config, &mut tensors).map_err(TrainError::torch(0, "growing the vocabulary"))?;
-        let family = build_family(&config, Parameters::new(tensors), &named())?;
-        let trained = trained_parameters(family.as_ref(), &config, options.train);
+        let mut parameters = Parameters::new(tensors);
+        let lora =
+            options.lora().map(|settings| Lora::new(&settings, &parameters, options.seed)).transpose()?;
+        if let Some(lora) = &lora {
+            parameters = parameters.with_adapters(lora.tensors(), lora.scale());
+        }
+        let family = build_family(&config, parameters, &named())?;
+        let trained = match &lora {
+            Some(lora) => lora.tensors(),
+            None => trained_parameters(family.as_ref(), &config, options.train),
+        };
         check_memory(job.checkpoint, family.as_ref(), &trained)?;
+        let handles = trained.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone()));
         let optimizer =
-            AdamW::new(trained, options.adamw()).map_err(TrainError::torch(0, "laying out the optimizer"))?;
+            AdamW::new(handles, options.adamw()).map_err(TrainError::torch(0, "laying out the optimizer"))?;
         let settings = OrderSettings {
             batch_size: options.batch_size,
             accumulation: options.gradient_accumulation,
             shuffle: options.shuffle,
             seed: options.seed,
         };
-        Ok(Self {
-            order: Order::new(settings, dataset.examples.len()),
-            session: Session { family, optimizer, head, loss: options.loss(), pad },
-            dataset,
-            preprocessor,
-            config,
-        })
+        let order = match options.group_by_length {
+            true => {
+                let lengths = dataset.examples.iter().map(|example| example.ids.len());
+                Order::grouped_by_length(settings, lengths.collect())
+            }
+            false => Order::new(settings, dataset.examples.len()),
+        };
+        let session = Session {
+            family,
+            optimizer,
+            head,
+            loss: options.loss(),
+            pad,
+            gradient_checkpointing: options.gradient_checkpointing,
+        };
+        Ok(Self { order, session, lora, trained, dataset, preprocessor, config })
     }
 
-    /// Takes all steps, and counts the times that a sample was left out.
+    /// Takes all steps that are left.
     fn take_steps(
         &mut self,
         job: &TrainJob<'_>,
         total: u64,
         metrics: &mut MetricsFile,
+        saving: &mut Saving,
         observe: &mut dyn FnMut(Event<'_>),
         cancelled: &AtomicBool,
-    ) -> Result<u64, TrainError> {
-        let Self { session, dataset, preprocessor, order, .. } = self;
+    ) -> Result<(), TrainError> {
+        let Self { session, trained, dataset, preprocessor, order, .. } = self;
         let options = job.options;
         let examples = &dataset.examples[..];
         let loader = PixelLoader { source: job.images, preprocessor, settings: &job.image_settings };
         let rate = LearningRate::new(options.lr_schedule, options.learning_rate, total, options.warmup_ratio);
-        let done = session.optimizer.steps();
+        let done = saving.done.steps;
         let steps = || (done + 1..=total).zip(order.steps_after(done));
-        let mut skipped = 0;
         thread::scope(|scope| {
             // One step's pixels wait while another step is computed.
             let (sender, loaded) = sync_channel(1);
@@ -240,12 +274,14 @@ impl Run {
             });
             for (step, batches) in steps() {
                 if cancelled.load(Ordering::Relaxed) {
-                    return Err(TrainError::Cancelled { step });
+                    let saved =
+                        saving.save(metrics, &Changing { trained, optimizer: &mut session.optimizer })?;
+                    return Err(TrainError::Cancelled { step, saved });
                 }
                 let images = batches.iter().map(|batch| batch.len() as u64).sum();
                 let (batches, unreadable) = loaded.recv().unwrap_or_default();
                 for error in unreadable {
-                    skipped += 1;
+                    saving.done.skipped += 1;
                     match options.skip_unreadable && error.is_of_this_image_alone() {
                         true => observe(Event::Skipped(&error)),
                         false => return Err(TrainError::of_image(error)),
@@ -259,8 +295,13 @@ impl Run {
                 let line = StepMetrics::new(step, learning_rate, &taken.terms);
                 metrics.append(&line)?;
                 observe(Event::Step { metrics: &line, gradient_norm: taken.gradient_norm, images });
+                saving.done.steps = step;
+                if saving.is_due(total) {
+                    observe(Event::SavingState);
+                    saving.save(metrics, &Changing { trained, optimizer: &mut session.optimizer })?;
+                }
             }
-            Ok(skipped)
+            Ok(())
         })
     }
 
@@ -272,9 +313,12 @@ impl Run {
         for (name, expected) in expected_tensors(&self.config) {
             // A tied head is computed with as the embeddings, and they alone have been trained.
             let source = if expected.role == Role::Tied { "model.embed_tokens.weight" } else { &name };
-            if let Some(tensor) = root.find(source) {
-                tensors.insert(name, tensor.detach());
-            }
+            let Some(tensor) = root.find(source) else { continue };
+            let tensor = match &self.lora {
+                Some(lora) => lora.merged(&name, &tensor).map_err(TrainError::torch(0, "merging LoRA"))?,
+                None => tensor.detach(),
+            };
+            tensors.insert(name, tensor);
         }
         Ok(write_weights(folder, &tensors, MAX_FILE_BYTES)?)
     }

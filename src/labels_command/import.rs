@@ -54,7 +54,9 @@ pub async fn import(config: &Config, args: &ImportArgs) -> Result<Report, Labels
     let mut batch = Vec::with_capacity(BATCH);
     while votes.recv_many(&mut batch, BATCH).await > 0 {
         // A full batch costs one transaction, and so does a single vote.
-        while batch.len() < BATCH && votes.recv_many(&mut batch, BATCH - batch.len()).await > 0 {}
+        while let missing @ 1.. = BATCH - batch.len()
+            && votes.recv_many(&mut batch, missing).await > 0
+        {}
         let write = || store.write_votes(&batch, &scale);
         let outcomes = retry(&config.retry, write, passing).await.map_err(|gave_up| gave_up.error)?;
         for outcome in outcomes {

@@ -422,7 +422,7 @@ async fn a_lock_held_elsewhere_times_out_as_passing() {
 }
 
 struct Writer {
-    requests: mpsc::Sender<WriteRequest>,
+    requests: mpsc::Sender<WriteRequest<ScoreRow, StoredScore>>,
     task: tokio::task::JoinHandle<()>,
     shutdown: CancellationToken,
 }
@@ -434,7 +434,7 @@ fn writer(store: &Store, settings: &PostgresSettings) -> Writer {
     let retry = RetrySettings { initial_ms: 20, max_ms: 200, ..RetrySettings::default() };
     let upsert = move |rows: Vec<ScoreRow>| {
         let store = store.clone();
-        async move { store.upsert(&rows).await }
+        async move { store.upsert_rows(&rows).await }
     };
     let task = tokio::spawn(async move { write_batches(upsert, &settings, &retry, incoming, token).await });
     Writer { requests, task, shutdown }

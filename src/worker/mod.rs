@@ -15,8 +15,9 @@ use crate::{
     http::{self, ProbeSlot, Probes},
     inference::{Health, ScoringService},
     kafka::{self, Connection, KafkaStats, Stalled},
+    labels::Vote,
     model::ModelSettings,
-    pipeline::{self, Admission, Hold, Parts, Pipeline, Routes},
+    pipeline::{self, Admission, Hold, Parts, Pipeline, Routes, Voting},
     quarantine::{Hello, Quarantine},
     registry::{self, ResolvedCheckpoint},
     store::{self, ScoreRow, Store},
@@ -95,6 +96,10 @@ async fn serve(
     loading: impl Future<Output = Result<Loaded, WorkerError>>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), WorkerError> {
+    let votes = match &config.kafka.labels_topic {
+        Some(topic) => Some((Arc::<str>::from(topic.as_str()), config.label_scale()?)),
+        None => None,
+    };
     let metrics = Metrics::new();
     let probes = ProbeSlot::default();
     let stop_http = CancellationToken::new();
@@ -138,6 +143,23 @@ async fn serve(
         };
         async move { store::write_batches(upsert, &settings, &retry, requests, abandon).await }
     });
+    let (voting, recording) = match votes {
+        None => (None, None),
+        Some((topic, scale)) => {
+            let (writer, requests) = mpsc::channel(config.postgres.batch_rows.max(1));
+            let recording = tokio::spawn({
+                let (settings, retry) = (config.postgres.clone(), config.retry.clone());
+                let (hold, store, abandon) = (Arc::clone(&hold), store.clone(), abandon.clone());
+                let write = move |votes: Vec<Vote>| {
+                    let (hold, store) = (Arc::clone(&hold), store.clone());
+                    async move { pipeline::write_votes(&hold, &store, &votes, &scale).await }
+                };
+                async move { store::write_batches(write, &settings, &retry, requests, abandon).await }
+            });
+            let voting = Voting { topic, scale, writer };
+            (Some(Arc::new(voting)), Some(recording))
+        }
+    };
     let pipeline = Pipeline::new(Parts {
         ledger: Arc::clone(&ledger),
         fetcher: fetcher.clone(),
@@ -145,6 +167,7 @@ async fn serve(
         quarantine: Arc::clone(&quarantine),
         store: store.clone(),
         writer,
+        voting,
         admission: Arc::clone(&admission),
         hold: Arc::clone(&hold),
         metrics: Arc::clone(&metrics),
@@ -163,7 +186,7 @@ async fn serve(
     metrics.sample(samples::quarantine(&quarantine, &ledger));
     metrics.sample(samples::surroundings(&hold, &fetcher));
     probes.set(checks(&metrics, &stats, &ledger, service.health(), hold));
-    tracing::info!(topics = ?config.kafka.input_topics, group = config.kafka.group, "consuming");
+    tracing::info!(topics = ?config.kafka.consumed_topics().collect::<Vec<_>>(), group = config.kafka.group, "consuming");
 
     let ending = tokio::select! {
         () = shutdown => Ending::Asked,
@@ -191,6 +214,9 @@ async fn serve(
     // Both only fail by being aborted, which is what was wanted.
     let _ = pipeline.await;
     let _ = writing.await;
+    if let Some(recording) = recording {
+        let _ = recording.await;
+    }
     stop_http.cancel();
     let drained = drained.map_err(|error| WorkerError::Drain(error.to_string()))?;
     tracing::info!(

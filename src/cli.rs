@@ -9,9 +9,17 @@ use roc4mllm::{
     recovery::{self, RecoveryError, RedriveArgs, RepublishArgs, RestoreRowsArgs},
     score_command, store,
     telemetry::{self, TelemetrySettings, logs::LogFormat},
+    train::{self, TrainArgs},
     worker,
 };
-use std::{future::Future, path::PathBuf};
+use std::{
+    future::Future,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 /// Usage, configuration, or nothing to work on.
 const USAGE: u8 = 2;
@@ -69,6 +77,7 @@ enum Command {
         #[command(flatten)]
         args: RedriveArgs,
     },
+    Train(TrainArgs),
     /// Bring the Postgres schema up to date
     Migrate(ConfigArgs),
     /// Print the effective configuration, secrets redacted, and what it would connect to
@@ -194,6 +203,11 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             let config = overrides.load(&config)?;
             reported(recovery::redrive::run(&config.kafka, &args))
         }
+        Command::Train(args) => {
+            let log_level = "warn,roc4mllm::train=info".into();
+            overrides.install(TelemetrySettings { log_level, ..Default::default() })?;
+            train_until_told_to_stop(args)
+        }
         Command::Migrate(args) => {
             let config = args.load()?;
             overrides.install(config.telemetry.clone())?;
@@ -259,6 +273,24 @@ impl LogOverrides {
         settings.log_level = self.level.unwrap_or(settings.log_level);
         telemetry::logs::install(&settings).map_err(|error| Failure::new(USAGE, error))
     }
+}
+
+/// Trains on a thread of its own, which SIGTERM and SIGINT end after the step that it is at.
+fn train_until_told_to_stop(args: TrainArgs) -> Result<u8, Failure> {
+    let cancelled = Arc::new(AtomicBool::new(false));
+    let seen = cancelled.clone();
+    let trained = block_on(async move {
+        let mut training = tokio::task::spawn_blocking(move || train::run(&args, &seen));
+        tokio::select! {
+            trained = &mut training => trained,
+            () = termination() => {
+                cancelled.store(true, Ordering::Relaxed);
+                training.await
+            }
+        }
+    })?
+    .context("the training thread ended early")?;
+    trained.map(|_| 0).map_err(|error| Failure::new(error.exit_code(), error))
 }
 
 /// Prints what a recovery command did; its exit code says whether something was refused.

@@ -32,12 +32,14 @@
 //!
 //! # Where things live
 //!
-//! - [`model`]: the ROC4MLLM network and everything read from a checkpoint folder; tensors live here only.
+//! - [`model`]: the ROC4MLLM network and everything read from a checkpoint folder; tensors live here and in
+//!   [`train`], which makes one checkpoint of another.
 //! - [`inference`]: batches and threads around a [`inference::Scorer`], knowing neither Kafka nor tensors.
 //! - [`quarantine`]: images that may have killed a process, decoded and scored in another one.
 //! - [`image`]: encoded bytes to pixel values, bit-equal with the reference; no tensors, no async.
 //! - [`kafka`], [`fetch`], [`store`]: one outside system each, ignorant of the others.
 //! - [`record`]: the formats on the wire, pure.
+//! - [`labels`]: what people said of photos, in every format that it comes in; pure.
 //! - [`object`], [`score`], [`fault`], [`secret`], [`retry`]: the words all of them share.
 //! - [`config`], [`telemetry`], [`http`]: what an operator sees.
 //! - [`failpoint`]: where the fault tests make a process die on purpose; nothing outside them.
@@ -54,6 +56,7 @@ pub mod http;
 pub mod image;
 pub mod inference;
 pub mod kafka;
+pub mod labels;
 pub mod model;
 pub mod object;
 pub mod pipeline;
@@ -67,4 +70,5 @@ pub mod score_command;
 pub mod secret;
 pub mod store;
 pub mod telemetry;
+pub mod train;
 pub mod worker;

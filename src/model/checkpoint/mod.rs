@@ -15,15 +15,17 @@ mod pickle;
 mod pickle_writer;
 mod safetensors;
 mod torch_zip;
+mod writer;
 
 pub use check::Problem;
-pub use convert::{ConvertArgs, Converted, convert};
+pub use convert::{ConvertArgs, convert};
 pub use digest::{Digest, FileDigest};
 pub use error::{CheckpointError, TensorProblem};
 pub use expected::{ExpectedTensor, Role, expected_tensors};
 pub use index::{Format, StoredDtype};
 pub use inspect::{Inspection, LoadMemory, inspect};
 pub use memory::available_memory;
+pub use writer::{Unfinished, Written, copy_settings, write_json, write_weights};
 
 use super::config::ModelConfig;
 use index::TensorIndex;

@@ -8,9 +8,9 @@ mod vision;
 
 pub use self::{abstractor::VisualAbstractor, language::LanguageModel, vision::VisionModel};
 use super::{
-    config::{ModelConfig, RopeScaling},
+    config::ModelConfig,
     error::ModelError,
-    family::{Block, Family},
+    family::{Block, Family, Part, Sequences},
     kv_cache::KvCache,
     parameters::Parameters,
 };
@@ -40,11 +40,6 @@ impl MplugOwl2 {
         Ok(Self { config, parameters, vision, abstractor, language })
     }
 
-    /// Every parameter by its checkpoint name; the network computes with these very tensors.
-    pub fn parameters(&self) -> &Parameters {
-        &self.parameters
-    }
-
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
@@ -71,15 +66,22 @@ impl Family for MplugOwl2 {
         self.config.image_positions()
     }
 
-    fn max_positions(&self) -> i64 {
-        let language = &self.config.language;
-        match language.rope_scaling {
-            None => language.max_position_embeddings,
-            // Scaled rotary positions exist to go beyond what the network was trained with.
-            Some(RopeScaling::Linear(factor) | RopeScaling::Dynamic(factor)) => {
-                (language.max_position_embeddings as f64 * factor) as i64
-            }
+    fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    fn part(&self, parameter: &str) -> Part {
+        if parameter.starts_with("model.vision_model.") {
+            Part::Vision
+        } else if parameter.starts_with("model.visual_abstractor.") {
+            Part::Connector
+        } else {
+            Part::Language
         }
+    }
+
+    fn max_positions(&self) -> i64 {
+        self.config.max_positions()
     }
 
     fn device(&self) -> Device {
@@ -105,6 +107,10 @@ impl Family for MplugOwl2 {
 
     fn forward(&self, block: &Block<'_>, cache: &mut KvCache) -> Result<Tensor, TchError> {
         self.language.forward(block, cache)
+    }
+
+    fn forward_sequences(&self, sequences: &Sequences<'_>) -> Result<Tensor, TchError> {
+        self.language.forward_sequences(sequences)
     }
 
     fn logits(&self, hidden: &Tensor) -> Result<Tensor, TchError> {

@@ -143,6 +143,31 @@ async fn only_what_loads_and_scores_is_published() {
     assert!(bucket.requests().is_empty());
 }
 
+/// Of servers that know no conditional writes, and of one whose other writer comes first.
+#[tokio::test]
+async fn a_manifest_is_written_whatever_the_server_makes_of_conditions() {
+    for (status, code, answers) in
+        [(501, "NotImplemented", 2), (409, "ConditionalRequestConflict", 2), (503, "SlowDown", 2)]
+    {
+        let bucket = Bucket::start();
+        let refusals = AtomicUsize::new(1);
+        bucket.spoil(move |request| {
+            let spoilt = request.is_put()
+                && request.path.contains("manifest.json")
+                && refusals
+                    .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1))
+                    .is_ok();
+            spoilt.then_some(Fault::Refuse { status, code })
+        });
+        let published = bucket.publish(&checkpoints::tiny()).await.unwrap();
+        let manifest = |request: &&super::bucket::Request| request.path.contains("manifest.json");
+        let requests = bucket.requests();
+        let puts = requests.iter().filter(manifest).filter(|request| request.is_put()).count();
+        assert_eq!(puts, answers, "{code}");
+        assert_eq!(published.uploaded, published.manifest.files.len());
+    }
+}
+
 /// Two publishers of the same files end with one manifest, and both with its digest.
 #[tokio::test]
 async fn two_at_once_publish_one_version() {

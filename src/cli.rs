@@ -6,6 +6,7 @@ use roc4mllm::{
     backfill::{self, BackfillArgs},
     config::{self, Config, ConfigError},
     labels_command::{self, LabelsCommandError},
+    evaluate_command,
     model::checkpoint,
     models_command::{self, ModelsCommand},
     recovery::{self, RecoveryError, RedriveArgs, RepublishArgs, RestoreRowsArgs},
@@ -44,6 +45,8 @@ pub struct Cli {
 enum Command {
     /// Score photos, folders and s3:// prefixes, with no service needed
     Score(score_command::ScoreArgs),
+    /// Say how well a checkpoint predicts labels, and whether better than another one
+    Evaluate(evaluate_command::EvaluateArgs),
     /// Score what Kafka announces: fetch from S3, write to the output topic and to Postgres
     Worker(ConfigArgs),
     /// Decode and score what a worker suspects; started by the worker alone
@@ -206,6 +209,14 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             overrides.install(TelemetrySettings { log_level, ..Default::default() })?;
             let mut out = std::io::stdout().lock();
             block_on(score_command::run(&args, &mut out))?
+                .map(|summary| summary.exit_code())
+                .map_err(|error| Failure::new(error.exit_code(), error))
+        }
+        Command::Evaluate(args) => {
+            let log_level = "warn,roc4mllm::score_command=info".into();
+            overrides.install(TelemetrySettings { log_level, ..Default::default() })?;
+            let mut out = std::io::stdout().lock();
+            block_on(evaluate_command::run(&args, &mut out))?
                 .map(|summary| summary.exit_code())
                 .map_err(|error| Failure::new(error.exit_code(), error))
         }

@@ -53,6 +53,7 @@ pub mod config;
 #[cfg(feature = "dev")]
 pub mod dev;
 pub mod evaluate;
+pub mod evaluate_command;
 pub mod failpoint;
 pub mod fault;
 pub mod fetch;

@@ -32,6 +32,8 @@ pub struct Comparison {
     pub groups: usize,
     /// Whether both gave the very same scores to every photo.
     pub identical: bool,
+    /// How the intervals were computed.
+    pub intervals: BootstrapSettings,
     /// A metric without a value is absent.
     pub metrics: BTreeMap<Metric, Compared>,
 }
@@ -112,6 +114,7 @@ impl Comparison {
                 .iter()
                 .zip(&challenger.photos)
                 .all(|(one, other)| one.outcome == other.outcome),
+            intervals: *settings,
             metrics: metrics.collect(),
         })
     }

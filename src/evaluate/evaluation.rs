@@ -63,6 +63,8 @@ pub struct Evaluation {
     pub model: ModelVersion,
     /// The lowest and the highest score the model can give.
     pub range: (f64, f64),
+    /// How the metrics' intervals were computed.
+    pub intervals: BootstrapSettings,
     /// One for each `[SCORE]` that any label has; the first is what photos are ranked by.
     pub attributes: Vec<Attribute>,
     /// In the order of the labels.
@@ -119,7 +121,7 @@ impl Evaluation {
     ) -> Self {
         let count = photos.iter().map(|photo| photo.label.scores.len()).max().unwrap_or(0);
         let attributes = (0..count).map(|attribute| measure(&photos, attribute, range, settings)).collect();
-        Self { model, range, attributes, photos }
+        Self { model, range, intervals: *settings, attributes, photos }
     }
 
     /// A metric of the score that photos are ranked by.
@@ -149,12 +151,7 @@ impl Evaluation {
 
     /// The same without the photos: what a row of `retrain_runs` has room for.
     pub fn without_photos(&self) -> Self {
-        Self {
-            model: self.model.clone(),
-            range: self.range,
-            attributes: self.attributes.clone(),
-            photos: Vec::new(),
-        }
+        Self { photos: Vec::new(), model: self.model.clone(), attributes: self.attributes.clone(), ..*self }
     }
 }
 

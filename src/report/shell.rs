@@ -10,17 +10,13 @@ use std::{
 };
 use time::{OffsetDateTime, macros::format_description};
 
-/// Styles that all pages have in common; a page adds its own behind them.
-macro_rules! style {
-    ($($own:literal),*) => {
-        concat!(include_str!("style.css") $(, include_str!($own))*)
-    };
-}
-pub(super) use style;
+/// Styles that all pages have in common; a page's own come behind them.
+const STYLE: &str = include_str!("style.css");
 
 /// The inline texts of a page, and what it is called.
 pub struct Shell<'a> {
     pub title: &'a str,
+    /// Beside what all pages have in common.
     pub style: &'a str,
     pub script: Option<&'a str>,
 }
@@ -44,10 +40,11 @@ impl Shell<'_> {
     }
 
     fn head(&self) -> Markup {
+        let style = format!("{STYLE}{}", self.style);
         let script = self.script.map_or_else(|| "'none'".to_owned(), policy_hash);
         let policy = format!(
             "default-src 'none'; img-src data:; style-src {}; script-src {script}; base-uri 'none'; form-action 'none'",
-            policy_hash(self.style),
+            policy_hash(&style),
         );
         html! {
             head {
@@ -57,7 +54,7 @@ impl Shell<'_> {
                 meta http-equiv="Content-Security-Policy" content=(policy);
                 meta name="referrer" content="no-referrer";
                 title { (self.title) }
-                style { (PreEscaped(self.style)) }
+                style { (PreEscaped(style)) }
             }
         }
     }

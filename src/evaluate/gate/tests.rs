@@ -218,8 +218,8 @@ fn fewer_answers_with_a_score_are_an_objection() {
     let mut world = World::new(7);
     let mut silent = |photos: usize| {
         let mut sides = world.photos(600, better(0.1));
-        for index in 0..photos {
-            sides[1][index] = photo(index, sides[1][index].label.scores[0], None);
+        for (index, side) in sides[1].iter_mut().enumerate().take(photos) {
+            *side = photo(index, side.label.scores[0], None);
         }
         compare(sides, &settings)
     };

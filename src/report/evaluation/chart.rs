@@ -1,7 +1,10 @@
 //! The charts of an evaluation, as inline SVG that takes its colours from the page's style.
 
 use super::figures::{Quantiles, SpreadGroup};
-use crate::report::{axis::Axis, shell::short};
+use crate::report::{
+    axis::Axis,
+    shell::{count, short},
+};
 use maud::{Markup, html};
 use std::fmt::Write as _;
 
@@ -68,13 +71,13 @@ pub fn residuals(models: &[(&str, Vec<Option<Quantiles>>)], x: Axis) -> Markup {
             @for (index, (name, bins)) in models.iter().enumerate() {
                 @let class = if index + 1 == models.len() { "one" } else { "other" };
                 @for (bin, quantiles) in bins.iter().enumerate() {
-                    @if let Some(Quantiles { count, at }) = quantiles {
+                    @if let Some(Quantiles { count: photos, at }) = quantiles {
                         @let middle = plot.x(x.low + x.step * (bin as f64 + 0.5))
                             + (index as f64 - (models.len() as f64 - 1.0) / 2.0) * (width + 2.0);
                         @let [lowest, lower, median, upper, highest] = at.map(|value| plot.y(value));
-                        g.box class=(class) {
+                        g.box.(class) {
                             title {
-                                (name) ": " (count) if *count == 1 { " photo" } else { " photos" }
+                                (name) ": " (count(*photos, "photo"))
                                 (format!(", median {:+.2}, half of them {:+.2} to {:+.2}", at[2], at[1], at[3]))
                             }
                             line x1=(short(middle)) x2=(short(middle)) y1=(short(highest)) y2=(short(lowest)) {}
@@ -115,7 +118,7 @@ pub fn spreads(groups: &[SpreadGroup]) -> Markup {
             line.diagonal x1=(short(plot.x(axis.low))) y1=(short(plot.y(axis.low)))
                 x2=(short(plot.x(axis.high))) y2=(short(plot.y(axis.high))) {}
             @for (class, name, points) in [("other", "error", &error), ("one", "spread of the raters", &raters)] {
-                g.series class=(class) {
+                g.series.(class) {
                     path d=(line(points)) {}
                     @for (x, y, photos) in points {
                         circle cx=(short(plot.x(*x))) cy=(short(plot.y(*y))) r="4.5" {
@@ -134,12 +137,24 @@ pub fn difference(value: f64, (low, high): (f64, f64), gain: bool) -> Markup {
     let reach = low.abs().max(high.abs()).max(f64::MIN_POSITIVE) * 1.15;
     let x = |value: f64| 60.0 + value / reach * 56.0;
     let class = match (low > 0.0, high < 0.0) {
-        (true, _) => if gain { "good" } else { "bad" },
-        (_, true) => if gain { "bad" } else { "good" },
+        (true, _) => {
+            if gain {
+                "good"
+            } else {
+                "bad"
+            }
+        }
+        (_, true) => {
+            if gain {
+                "bad"
+            } else {
+                "good"
+            }
+        }
         _ => "",
     };
     html! {
-        svg.interval class=(class) viewBox="0 0 120 20" aria-hidden="true" {
+        svg.interval.(class) viewBox="0 0 120 20" aria-hidden="true" {
             line.zero x1="60" x2="60" y1="1" y2="19" {}
             line.reach x1=(short(x(low))) x2=(short(x(high))) y1="10" y2="10" {}
             circle cx=(short(x(value))) cy="10" r="4" {}
@@ -151,9 +166,14 @@ pub fn difference(value: f64, (low, high): (f64, f64), gain: bool) -> Markup {
 pub fn distributions(predicted: &[f32], raters: Option<&[f64]>) -> Markup {
     let bins = predicted.len().max(1);
     let total = raters.map_or(1.0, |raters| raters.iter().sum::<f64>().max(f64::MIN_POSITIVE));
-    let raters: Vec<f64> =
-        raters.filter(|raters| raters.len() == predicted.len()).unwrap_or_default().iter().map(|share| share / total).collect();
-    let tallest = predicted.iter().map(|&share| f64::from(share)).chain(raters.iter().copied()).fold(1e-6, f64::max);
+    let raters: Vec<f64> = raters
+        .filter(|raters| raters.len() == predicted.len())
+        .unwrap_or_default()
+        .iter()
+        .map(|share| share / total)
+        .collect();
+    let tallest =
+        predicted.iter().map(|&share| f64::from(share)).chain(raters.iter().copied()).fold(1e-6, f64::max);
     let cell = 200.0 / bins as f64;
     let top = |share: f64| 44.0 - share / tallest * 40.0;
     let (mut bars, mut outline) = (String::new(), String::new());
@@ -162,12 +182,19 @@ pub fn distributions(predicted: &[f32], raters: Option<&[f64]>) -> Markup {
         let height = 44.0 - top(f64::from(share));
         if height >= 0.2 {
             // Writing to a String cannot fail.
-            let _ = write!(bars, "M{} 44v-{}h{}v{}z", short(left), short(height), short(width), short(height));
+            let _ =
+                write!(bars, "M{} 44v-{}h{}v{}z", short(left), short(height), short(width), short(height));
         }
     }
     for (index, &share) in raters.iter().enumerate() {
         let command = if index == 0 { 'M' } else { 'L' };
-        let _ = write!(outline, "{command}{} {}H{}", short(cell * index as f64), short(top(share)), short(cell * (index + 1) as f64));
+        let _ = write!(
+            outline,
+            "{command}{} {}H{}",
+            short(cell * index as f64),
+            short(top(share)),
+            short(cell * (index + 1) as f64)
+        );
     }
     html! {
         svg.distribution viewBox="0 0 200 46" preserveAspectRatio="none" aria-hidden="true" {

@@ -5,7 +5,12 @@ use crate::evaluate::{Evaluation, Photo};
 /// Label and prediction of one attribute of every photo that has both.
 pub fn pairs(evaluation: &Evaluation, attribute: usize) -> Vec<(f64, f64)> {
     let pair = |photo: &Photo| Some((photo.label_score(attribute)?, photo.value(attribute)?.score));
-    evaluation.photos.iter().filter_map(pair).filter(|(label, score)| label.is_finite() && score.is_finite()).collect()
+    evaluation
+        .photos
+        .iter()
+        .filter_map(pair)
+        .filter(|(label, score)| label.is_finite() && score.is_finite())
+        .collect()
 }
 
 /// A straight line.

@@ -13,6 +13,9 @@ use time::OffsetDateTime;
 /// How many of the worst mistakes a page shows: whose thumbnails it needs, see [`Evaluation::worst`].
 pub const WORST: usize = 12;
 
+/// Photos without a score that a page lists; the rest is counted.
+pub const MOST_FAILURES: usize = 50;
+
 /// A JPEG for each photo by its name, upright and without metadata, as [`thumbnail`](crate::image::thumbnail)
 /// makes them.
 pub type Thumbnails = HashMap<String, Vec<u8>>;

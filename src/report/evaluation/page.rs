@@ -1,7 +1,7 @@
 //! The page itself.
 
 use super::{
-    Against, EvaluationReport, SetReport, WORST, chart,
+    Against, EvaluationReport, MOST_FAILURES, SetReport, WORST, chart,
     figures::{self, Line},
     scatter::scatter,
 };
@@ -10,7 +10,7 @@ use crate::{
     report::{
         axis::Axis,
         shell::{
-            Rejected, Shell, count, data_address, date, duration, emit, grouped, rejections, setting, style, tile,
+            Rejected, Shell, count, data_address, date, duration, emit, grouped, rejections, setting, tile,
             written_by,
         },
     },
@@ -19,10 +19,7 @@ use crate::{
 use maud::{Markup, html};
 use std::io::{self, Write};
 
-const STYLE: &str = style!("evaluation/evaluation.css");
-
-/// Photos without a score that are listed; the rest is counted.
-const MOST_FAILURES: usize = 50;
+const STYLE: &str = include_str!("evaluation.css");
 
 /// Groups of photos in the chart of spreads.
 const SPREAD_GROUPS: usize = 10;
@@ -135,7 +132,7 @@ fn metrics(evaluation: &Evaluation) -> Markup {
         div.panel.scrolls {
             table {
                 caption.sr { "Metrics with their intervals" }
-                thead { tr { th scope="col" { "Metric" } th.number scope="col" { "Value" } th.number scope="col" { "95% interval" } } }
+                thead { tr { th scope="col" { "Metric" } th.number scope="col" { "Value" } th.number scope="col" { (percent(evaluation.intervals.confidence)) " interval" } } }
                 tbody {
                     @for (metric, estimate) in &first.metrics {
                         tr {
@@ -277,7 +274,8 @@ fn calibration(evaluation: &Evaluation) -> Markup {
 /// Metrics of each attribute, for answers with several scores.
 fn attributes(evaluation: &Evaluation, against: Option<&Against<'_>>) -> Markup {
     let champion = |index: usize| against.and_then(|against| against.champion.attributes.get(index));
-    let shown = [Metric::Srcc, Metric::Plcc, Metric::Krcc, Metric::Mae, Metric::Rmse, Metric::Emd, Metric::Accuracy];
+    let shown =
+        [Metric::Srcc, Metric::Plcc, Metric::Krcc, Metric::Mae, Metric::Rmse, Metric::Emd, Metric::Accuracy];
     let cell = |metric: Metric, attribute: &Attribute, champion: Option<&Attribute>| {
         let value = |attribute: &Attribute| {
             attribute.metrics.get(&metric).map_or_else(|| "–".to_owned(), |found| number(metric, found.value))
@@ -409,6 +407,12 @@ fn footer(report: &EvaluationReport<'_>) -> Markup {
                             }
                             None => (model("model", &evaluation.model)),
                         }
+                        (setting("intervals", format!(
+                            "{}, {} draws, seed {}",
+                            percent(evaluation.intervals.confidence),
+                            grouped(evaluation.intervals.resamples as usize),
+                            evaluation.intervals.seed
+                        )))
                         (setting("score range", format!("{} to {}", evaluation.range.0, evaluation.range.1)))
                     }
                     @for (name, value) in &report.settings { (setting(name, value)) }
@@ -437,6 +441,10 @@ fn interval(metric: Metric, estimate: &Estimate) -> String {
         Some((low, high)) => format!("{} to {}", number(metric, low), number(metric, high)),
         None => "too few photos".to_owned(),
     }
+}
+
+fn percent(share: f64) -> String {
+    format!("{}%", (share * 1e4).round() / 1e2)
 }
 
 fn signed(difference: &Estimate, digits: usize) -> String {

@@ -1,9 +1,6 @@
 //! Predictions beside labels, one dot a photo.
 
-use super::{
-    chart::Plot,
-    figures::Line,
-};
+use super::{chart::Plot, figures::Line};
 use crate::report::{axis::Axis, shell::short};
 use maud::{Markup, html};
 use std::fmt::Write as _;
@@ -25,7 +22,10 @@ pub fn scatter(pairs: &[(f64, f64)], axis: Axis, model: &str) -> Markup {
     let radius = if pairs.len() > 400 { 3.0 } else { 5.0 };
     let summary = match fit {
         Some(Line { slope, .. }) => {
-            format!("{model}: {} predictions by their label; the fit rises by {slope:.2} a point", pairs.len())
+            format!(
+                "{model}: {} predictions by their label; the fit rises by {slope:.2} a point",
+                pairs.len()
+            )
         }
         None => format!("{model}: {} predictions by their label", pairs.len()),
     };

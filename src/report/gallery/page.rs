@@ -3,14 +3,14 @@
 use super::{Entry, EntryScore, ReportMeta, chart};
 use crate::report::{
     shell::{
-        Rejected, Shell, count, data_address, date, duration, emit, rejections, setting, style, tile, written_by,
+        Rejected, Shell, count, data_address, date, duration, emit, rejections, setting, tile, written_by,
     },
     statistics::{Histogram, Statistics},
 };
 use maud::{Markup, PreEscaped, html};
 use std::io::{self, Write};
 
-const STYLE: &str = style!("gallery/gallery.css");
+const STYLE: &str = include_str!("gallery.css");
 const SCRIPT: &str = include_str!("script.js");
 
 /// Writes the page for `entries` in their order.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::split::{fingerprint::HASHES, near::RADIUS};
+use crate::split::near::RADIUS;
 use proptest::prelude::*;
 use std::{array, collections::BTreeSet};
 
@@ -106,7 +106,9 @@ fn photos() -> impl Strategy<Value = Vec<(u64, u64)>> {
         photos
             .into_iter()
             // Each of six bits of the look stands for five of the hash.
-            .map(|(number, look)| (number, (0..6).map(|bit| (look >> bit & 1) * 0b11111 << (10 * bit)).sum()))
+            .map(|(number, look)| {
+                (number, (0..6).map(|bit| ((look >> bit & 1) * 0b11111) << (10 * bit)).sum())
+            })
             .collect()
     })
 }
@@ -124,7 +126,7 @@ proptest! {
                 splitter = half();
                 members.iter().for_each(|member| splitter.restore(member));
             }
-            let (content, fingerprint) = (content(number << 8 | whole % 251), looks(number, whole));
+            let (content, fingerprint) = (content((number << 8) | (whole % 251)), looks(number, whole));
             let assignment = splitter.assign(content, Some(&fingerprint));
             if let Some(known) = members.iter().find(|member| member.content == content) {
                 prop_assert_eq!(known.assignment, assignment);

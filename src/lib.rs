@@ -34,6 +34,7 @@
 //!
 //! - [`model`]: the ROC4MLLM network and everything read from a checkpoint folder; tensors live here only.
 //! - [`inference`]: batches and threads around a [`inference::Scorer`], knowing neither Kafka nor tensors.
+//! - [`serving`]: which model scores which object, and how one takes the place of another under load.
 //! - [`quarantine`]: images that may have killed a process, decoded and scored in another one.
 //! - [`image`]: encoded bytes to pixel values, bit-equal with the reference; no tensors, no async.
 //! - [`kafka`], [`fetch`], [`store`]: one outside system each, ignorant of the others.
@@ -65,6 +66,7 @@ pub mod retry;
 pub mod score;
 pub mod score_command;
 pub mod secret;
+pub mod serving;
 pub mod store;
 pub mod telemetry;
 pub mod worker;

@@ -7,7 +7,7 @@ pub use load::{ConfigError, load, render};
 use crate::{
     fetch::S3Settings, http::HttpSettings, image::ImageSettings, inference::InferenceSettings,
     kafka::KafkaSettings, model::ModelSettings, pipeline::PipelineSettings, retry::RetrySettings,
-    store::PostgresSettings, telemetry::TelemetrySettings,
+    serving::ServingSettings, store::PostgresSettings, telemetry::TelemetrySettings,
 };
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +21,7 @@ pub struct Config {
     pub s3: S3Settings,
     pub postgres: PostgresSettings,
     pub model: ModelSettings,
+    pub serving: ServingSettings,
     pub inference: InferenceSettings,
     pub image: ImageSettings,
     pub pipeline: PipelineSettings,

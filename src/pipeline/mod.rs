@@ -32,11 +32,10 @@ pub use storing::upsert;
 
 use crate::{
     fetch::Fetcher,
-    inference::ScoringService,
     kafka::{ConsumedRecord, Ledger},
-    quarantine::Quarantine,
     record::{input, trace::TraceContext},
     retry::RetrySettings,
+    serving::Models,
     store::{Store, WriteRequest},
     telemetry::metrics::Metrics,
 };
@@ -49,9 +48,8 @@ use tokio_util::task::TaskTracker;
 pub struct Parts {
     pub ledger: Arc<Ledger>,
     pub fetcher: Fetcher,
-    pub service: Arc<ScoringService>,
-    /// Where images go that may have ended a process before.
-    pub quarantine: Arc<Quarantine>,
+    /// What scores; it may change at any time.
+    pub models: Arc<Models>,
     pub store: Store,
     /// Rows to be written in batches.
     pub writer: mpsc::Sender<WriteRequest>,

@@ -9,6 +9,7 @@ mod pool;
 mod row;
 mod scan;
 mod scores;
+mod shadow;
 mod writer;
 
 pub use backfills::{BackfillState, Cursor};
@@ -16,4 +17,5 @@ pub use error::StoreError;
 pub use pool::{PostgresSettings, Store};
 pub use row::{ScoreRow, SourcePosition, StoredScore};
 pub use scan::ObjectPage;
+pub use shadow::{PAIRS_KEPT, ShadowPair, ShadowRecord, ShadowSums};
 pub use writer::{WriteRequest, write_batches};

@@ -6,6 +6,7 @@ use roc4mllm::{
     backfill::{self, BackfillArgs},
     config::{self, Config, ConfigError},
     model::checkpoint,
+    models_command::{self, ModelsCommand},
     recovery::{self, RecoveryError, RedriveArgs, RepublishArgs, RestoreRowsArgs},
     score_command, store,
     telemetry::{self, TelemetrySettings, logs::LogFormat},
@@ -79,6 +80,16 @@ enum Command {
         #[arg(long)]
         probe: bool,
     },
+    /// Publish, show, promote and roll back versions of the model
+    ///
+    /// Exit codes: 0 done, 2 usage, configuration, or a version that cannot be what was asked, 69 S3 or
+    /// Postgres does not answer, 1 anything else.
+    Models {
+        #[command(flatten)]
+        config: ConfigArgs,
+        #[command(subcommand)]
+        command: ModelsCommand,
+    },
     /// Look at a checkpoint folder, or rewrite it in another format
     #[command(subcommand)]
     Checkpoint(CheckpointCommand),
@@ -87,10 +98,10 @@ enum Command {
 #[derive(Args)]
 struct ConfigArgs {
     /// Configuration file (TOML)
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Override one key, as `section.key=value`; may be repeated
-    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = key_value)]
     overrides: Vec<(String, String)>,
 }
 
@@ -209,6 +220,12 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             let config = config.load()?;
             overrides.install(config.telemetry.clone())?;
             check_config(config, probe)
+        }
+        Command::Models { config, command } => {
+            let config = overrides.load(&config)?;
+            block_on(async move { models_command::run(&config, &command, &mut std::io::stdout()).await })?
+                .map(|()| 0)
+                .map_err(|error| Failure::new(error.exit_code(), error))
         }
         Command::Checkpoint(CheckpointCommand::Inspect { folder }) => {
             overrides.install(TelemetrySettings::default())?;

@@ -3,6 +3,9 @@
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
+/// Exit code of a command whose dependency does not answer (`EX_UNAVAILABLE`).
+pub const UNAVAILABLE: u8 = 69;
+
 /// What a caller does next about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disposition {

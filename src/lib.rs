@@ -38,6 +38,7 @@
 //! - [`quarantine`]: images that may have killed a process, decoded and scored in another one.
 //! - [`image`]: encoded bytes to pixel values, bit-equal with the reference; no tensors, no async.
 //! - [`kafka`], [`fetch`], [`store`]: one outside system each, ignorant of the others.
+//! - [`registry`]: versions of the model, from S3 to a folder on this machine.
 //! - [`record`]: the formats on the wire, pure.
 //! - [`object`], [`score`], [`fault`], [`secret`], [`retry`]: the words all of them share.
 //! - [`config`], [`telemetry`], [`http`]: what an operator sees.
@@ -56,11 +57,13 @@ pub mod image;
 pub mod inference;
 pub mod kafka;
 pub mod model;
+pub mod models_command;
 pub mod object;
 pub mod pipeline;
 pub mod quarantine;
 pub mod record;
 pub mod recovery;
+pub mod registry;
 pub mod report;
 pub mod retry;
 pub mod score;

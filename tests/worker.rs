@@ -5,6 +5,8 @@ mod engine;
 #[path = "worker/hold.rs"]
 mod hold;
 mod support;
+#[path = "worker/switch/mod.rs"]
+mod switch;
 
 use std::{
     collections::{HashMap, HashSet},

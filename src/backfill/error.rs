@@ -4,6 +4,7 @@ use crate::fault::Disposition;
 use crate::fetch::FetchError;
 use crate::kafka;
 use crate::model::ModelError;
+use crate::registry::RegistryError;
 use crate::store::StoreError;
 use crate::worker::UNAVAILABLE;
 
@@ -26,6 +27,8 @@ pub enum BackfillError {
     OtherTopic { name: String, begun: String, asked: String },
     #[error("the served model version is not known: {0}; mend model.checkpoint or give --not-version")]
     Version(#[from] ModelError),
+    #[error("the served model version is not known: {0}; mend model.checkpoint or give --not-version")]
+    Registry(#[from] RegistryError),
     #[error("Kafka: {0}")]
     Kafka(#[from] kafka::Error),
     #[error("S3: {0}")]
@@ -50,6 +53,7 @@ impl BackfillError {
         match self {
             Self::Kafka(error) => error.disposition(),
             Self::S3(error) => error.disposition(),
+            Self::Registry(error) => error.disposition(),
             Self::Postgres(error) => error.disposition(),
             _ => Disposition::Stop,
         }
@@ -69,6 +73,7 @@ impl BackfillError {
             | Self::Postgres(StoreError::Configuration { .. }) => 2,
             Self::Unordered { .. } | Self::Overtaken(_) => 3,
             Self::Kafka(_) | Self::S3(_) | Self::Postgres(_) => UNAVAILABLE,
+            Self::Registry(error) => error.exit_code(),
             Self::Thread(_) => 1,
         }
     }

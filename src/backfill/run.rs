@@ -10,6 +10,7 @@ use crate::kafka::producer::RecordProducer;
 use crate::kafka::{self, KafkaSettings, admin};
 use crate::model;
 use crate::object::ObjectRef;
+use crate::registry;
 use crate::retry::retry;
 use crate::store::{BackfillState, Cursor, Store};
 use futures_util::StreamExt;
@@ -114,7 +115,8 @@ async fn select(config: &Config, args: &BackfillArgs) -> Result<(Selection, Opti
     let not_version = match &args.not_version {
         Some(version) => version.clone(),
         None => {
-            let settings = config.model.clone();
+            let checkpoint = registry::resolve(config).await?;
+            let settings = checkpoint.settings(&config.model);
             // Reads the whole checkpoint.
             tokio::task::spawn_blocking(move || model::served_version(&settings))
                 .await

@@ -6,8 +6,8 @@ pub use load::{ConfigError, load, render};
 
 use crate::{
     fetch::S3Settings, http::HttpSettings, image::ImageSettings, inference::InferenceSettings,
-    kafka::KafkaSettings, model::ModelSettings, pipeline::PipelineSettings, retry::RetrySettings,
-    serving::ServingSettings, store::PostgresSettings, telemetry::TelemetrySettings,
+    kafka::KafkaSettings, model::ModelSettings, pipeline::PipelineSettings, registry::RegistrySettings,
+    retry::RetrySettings, serving::ServingSettings, store::PostgresSettings, telemetry::TelemetrySettings,
 };
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +21,7 @@ pub struct Config {
     pub s3: S3Settings,
     pub postgres: PostgresSettings,
     pub model: ModelSettings,
+    pub registry: RegistrySettings,
     pub serving: ServingSettings,
     pub inference: InferenceSettings,
     pub image: ImageSettings,
@@ -52,7 +53,22 @@ impl Config {
             return invalid("postgres.url", "is empty; give a `postgres://` address");
         }
         if self.model.checkpoint.is_empty() {
-            return invalid("model.checkpoint", "is empty; give a checkpoint folder");
+            return invalid(
+                "model.checkpoint",
+                "is empty; give a checkpoint folder, an s3:// address or `champion`",
+            );
+        }
+        if self.registry.keep_versions == 0 {
+            return invalid(
+                "registry.keep_versions",
+                "is 0, which leaves no room for the model itself; keep 1 or more",
+            );
+        }
+        if self.registry.poll_interval_ms == 0 {
+            return invalid(
+                "registry.poll_interval_ms",
+                "is 0, which would never let Postgres rest; give milliseconds",
+            );
         }
         if self.pipeline.max_items < self.inference.batch_size {
             return invalid(

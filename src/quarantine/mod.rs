@@ -65,13 +65,7 @@ impl Quarantine {
     /// No child is started before the first image comes. `version` is what it must score with, and
     /// `metrics` are counted on in: those of the worker, whichever models it serves in turn.
     pub fn new(hello: Hello, version: Arc<ModelVersion>, metrics: Arc<QuarantineMetrics>) -> Arc<Self> {
-        Arc::new(Self {
-            hello,
-            version,
-            state: Mutex::default(),
-            failure: watch::Sender::new(None),
-            metrics,
-        })
+        Arc::new(Self { hello, version, state: Mutex::default(), failure: watch::Sender::new(None), metrics })
     }
 
     /// Resolves once no child can be had, so that suspected images cannot be scored at all.

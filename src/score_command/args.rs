@@ -6,9 +6,10 @@ use crate::{
         device::{Device, Dtype},
         settings::{ModelSettings, PromptChoice},
     },
+    registry::CheckpointSource,
 };
 use clap::{Args, ValueEnum};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Score photos, folders of photos and S3 prefixes, without any service
 ///
@@ -20,9 +21,9 @@ pub struct ScoreArgs {
     #[arg(value_name = "PHOTO|DIR|S3", required = true)]
     pub inputs: Vec<String>,
 
-    /// Checkpoint folder in Hugging Face layout
-    #[arg(long, value_name = "DIR")]
-    pub checkpoint: PathBuf,
+    /// Checkpoint in Hugging Face layout: a folder, or s3://bucket/prefix
+    #[arg(long, value_name = "DIR|S3")]
+    pub checkpoint: CheckpointSource,
 
     /// Where to compute: `cpu`, `cuda` or `cuda:N`
     #[arg(long, default_value_t)]
@@ -98,10 +99,10 @@ pub enum OutputFormat {
 }
 
 impl ScoreArgs {
-    /// What the model is loaded with.
-    pub fn model_settings(&self) -> ModelSettings {
+    /// What the model in the folder `checkpoint` is loaded with.
+    pub fn model_settings(&self, checkpoint: &Path) -> ModelSettings {
         ModelSettings {
-            checkpoint: self.checkpoint.to_string_lossy().into_owned(),
+            checkpoint: checkpoint.to_string_lossy().into_owned(),
             device: self.device,
             dtype: self.dtype,
             prompt: self.prompt.clone(),

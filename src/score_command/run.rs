@@ -6,13 +6,14 @@ use super::{
     inputs::{Argument, Input},
     output::RowWriter,
     progress::Progress,
-    reading::Reader,
+    reading::{RETRY, Reader, s3_settings},
     record::Row,
 };
 use crate::{
     image::{self, Fit, ImageSettings, PREPROCESS_REVISION, Preprocessor},
     inference::{InferenceSettings, ScoreFailure, Scorer, ScoringService},
     model::scorer::TorchScorer,
+    registry::{self, CheckpointSource},
     report::{self, Entry, EntryScore, ReportMeta},
 };
 use bytes::Bytes;
@@ -49,10 +50,13 @@ pub async fn run(args: &ScoreArgs, out: &mut dyn Write) -> Result<Summary, Score
         report::check(path).map_err(|source| ScoreCommandError::Report { path: path.clone(), source })?;
     }
     let images = ImageSettings { preprocess: args.preprocess.into(), ..ImageSettings::local() };
-    if !args.checkpoint.is_dir() {
-        return Err(ScoreCommandError::NoCheckpoint(args.checkpoint.clone()));
+    if let CheckpointSource::Folder(folder) = &args.checkpoint
+        && !folder.is_dir()
+    {
+        return Err(ScoreCommandError::NoCheckpoint(folder.clone()));
     }
-    let preprocessor = Preprocessor::open(&args.checkpoint)?.with_fit(Fit::Pad);
+    let checkpoint = registry::resolve_source(&args.checkpoint, &s3_settings(), &RETRY).await?;
+    let preprocessor = Preprocessor::open(&checkpoint.folder)?.with_fit(Fit::Pad);
     // A warm-up would cost as much as a batch of photos, and nobody waits for a first answer here.
     let settings = InferenceSettings {
         batch_size: usize::from(args.batch_size),
@@ -65,7 +69,7 @@ pub async fn run(args: &ScoreArgs, out: &mut dyn Write) -> Result<Summary, Score
 
     let mut progress = Progress::new(inputs.len());
     progress.stage("loading the model");
-    let model = args.model_settings();
+    let model = args.model_settings(&checkpoint.folder);
     let build = move || {
         TorchScorer::load(&model, PREPROCESS_REVISION).map(|scorer| Box::new(scorer) as Box<dyn Scorer>)
     };
@@ -119,7 +123,7 @@ async fn list(args: &ScoreArgs, reader: &Reader) -> Result<Vec<Input>, ScoreComm
 
 fn shown_settings(args: &ScoreArgs) -> Vec<(String, String)> {
     [
-        ("checkpoint", args.checkpoint.display().to_string()),
+        ("checkpoint", args.checkpoint.to_string()),
         ("device", args.device.to_string()),
         ("dtype", args.dtype.to_string()),
         ("prompt", args.prompt.to_string()),

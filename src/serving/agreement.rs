@@ -48,9 +48,8 @@ fn spearman(pairs: &[ShadowPair]) -> Option<f64> {
     let champion = ranks(&pairs.iter().map(|pair| pair.champion).collect::<Vec<_>>());
     let candidate = ranks(&pairs.iter().map(|pair| pair.candidate).collect::<Vec<_>>());
     let ranked = pairs.iter().zip(champion).zip(candidate);
-    let ranked: Vec<ShadowPair> = ranked
-        .map(|((pair, champion), candidate)| ShadowPair { champion, candidate, ..*pair })
-        .collect();
+    let ranked: Vec<ShadowPair> =
+        ranked.map(|((pair, champion), candidate)| ShadowPair { champion, candidate, ..*pair }).collect();
     pearson(&ranked.iter().collect())
 }
 

@@ -33,4 +33,4 @@ pub use models::{Canary, Lineup, Lost, Models};
 pub use settings::{ServingSettings, SwitchMode};
 pub use shadow::{Shadow, ShadowMetrics, Ticket};
 pub use share::{NoShare, Purpose, Share};
-pub use switch::{Deployed, Duty, Loader, Registry, Release, Switcher, Wanted};
+pub use switch::{Deployed, Duty, Loader, Releases, Switcher};

@@ -55,8 +55,7 @@ pub struct Models {
 impl Models {
     /// Serving `champion`.
     pub fn new(champion: Arc<ServedModel>) -> Arc<Self> {
-        let models =
-            Arc::new(Self { lineup: watch::Sender::default(), failure: watch::Sender::new(None) });
+        let models = Arc::new(Self { lineup: watch::Sender::default(), failure: watch::Sender::new(None) });
         models.watch_over(&champion);
         models.exchange(|lineup| lineup.champion = Some(champion));
         models

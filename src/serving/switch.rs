@@ -10,70 +10,67 @@ use super::{
 };
 use crate::{
     inference::EngineFailure,
+    registry::{RegistryError, ResolvedCheckpoint},
     retry::Backoff,
-    store::{ShadowPair, StoreError},
+    store::{RegisteredVersion, Serving as Wanted, ShadowPair, StoreError},
 };
 use std::{
     collections::HashMap,
     fmt::Display,
     mem,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-/// A published version of the model.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Release {
-    /// As the registry names it; equal versions have equal files.
-    pub version: String,
-    /// Where its files are.
-    pub uri: String,
-    /// The SHA-256 of their manifest, in hexadecimal.
-    pub manifest_sha256: String,
+/// What is to serve beside the champion.
+struct OnTrial {
+    canary: Option<RegisteredVersion>,
+    shadows: Vec<RegisteredVersion>,
 }
 
-/// What the registry says should serve.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Wanted {
-    /// `None` leaves the present champion.
-    pub champion: Option<Release>,
-    pub canary: Option<(Release, Share)>,
-    pub shadows: Vec<(Release, Share)>,
-}
-
-impl Wanted {
-    /// Without canary and shadows that are there already in a higher role.
-    fn resolved(mut self) -> Self {
-        let champion = self.champion.clone();
-        let is = |version: &str, other: &Option<Release>| {
-            other.as_ref().is_some_and(|release| release.version == version)
+impl OnTrial {
+    /// A version that serves in a higher role already has no lower one.
+    fn of(wanted: Wanted) -> (Option<RegisteredVersion>, Self) {
+        let Wanted { champion, canary, mut shadows } = wanted;
+        let is = |version: &RegisteredVersion, other: &Option<RegisteredVersion>| {
+            other.as_ref().is_some_and(|other| other.version == version.version)
         };
-        self.canary.take_if(|(canary, share)| is(&canary.version, &champion) || share.get() == 0.0);
-        let canary = self.canary.as_ref().map(|(release, _)| release.clone());
-        self.shadows.retain(|(shadow, share)| {
-            !is(&shadow.version, &champion) && !is(&shadow.version, &canary) && share.get() > 0.0
-        });
-        self
+        let canary = canary.filter(|canary| !is(canary, &champion));
+        shadows.retain(|shadow| !is(shadow, &champion) && !is(shadow, &canary));
+        (champion, Self { canary, shadows })
     }
 
-    fn names(&self, version: &str) -> bool {
-        let others = self.shadows.iter().chain(&self.canary).map(|(release, _)| release);
-        self.champion.iter().chain(others).any(|release| release.version == version)
+    fn is_canary(&self, version: &str) -> bool {
+        self.canary.as_ref().is_some_and(|canary| canary.version == version)
+    }
+
+    fn is_shadow(&self, version: &str) -> bool {
+        self.shadows.iter().any(|shadow| shadow.version == version)
     }
 }
 
-/// Where versions are registered and their files are.
-pub trait Registry: Send + Sync + 'static {
-    type Error: Display + Send;
+/// Where versions are registered, and where their files are.
+pub trait Releases: Send + Sync + 'static {
+    /// What should serve now. No champion leaves the present one.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    fn wanted(&self) -> impl Future<Output = Result<Wanted, StoreError>> + Send;
 
-    /// What should serve now.
-    fn wanted(&self) -> impl Future<Output = Result<Wanted, Self::Error>> + Send;
-
-    /// A folder on this machine with the files of `release`, each of them verified.
-    fn fetch(&self, release: &Release) -> impl Future<Output = Result<PathBuf, Self::Error>> + Send;
+    /// The files of `version` on this machine, each of them verified.
+    ///
+    /// # Errors
+    /// [`RegistryError`] when they cannot be had, or are not what was published.
+    fn fetch(
+        &self,
+        version: &RegisteredVersion,
+    ) -> impl Future<Output = Result<ResolvedCheckpoint, RegistryError>> + Send;
 
     /// Keeps what `candidate` and `champion` (versions as in rows) make of the same images.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
     fn record_shadow(
         &self,
         candidate: &str,
@@ -104,19 +101,20 @@ pub trait Loader: Send + Sync + 'static {
 }
 
 /// A version that is loaded.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Deployed {
-    pub release: Release,
-    /// Where it was loaded from.
-    pub folder: PathBuf,
+    /// As the registry names it.
+    pub version: String,
+    /// What it was loaded from; kept on this machine for as long as this lives.
+    pub checkpoint: ResolvedCheckpoint,
     pub model: Arc<ServedModel>,
 }
 
 /// Why a version does not serve. What served before still does.
 #[derive(Debug, thiserror::Error)]
 enum SwitchError {
-    #[error("{0}")]
-    Fetch(String),
+    #[error(transparent)]
+    Fetch(#[from] RegistryError),
     #[error("{0}")]
     Load(String),
     /// Its threads cannot be ended, and a second try would leave more of them.
@@ -130,17 +128,17 @@ enum SwitchError {
     Lost,
 }
 
-/// When a version that could not be served may be tried again.
-struct Trial {
+/// The failed tries to serve a version.
+struct Attempts {
     backoff: Backoff,
-    /// `None`: never in this process.
-    not_before: Option<Instant>,
+    /// When it may be tried again; `None`: never in this process.
+    next: Option<Instant>,
 }
 
 /// Follows a registry, one step after the other.
 pub struct Switcher<R, L> {
     models: Arc<Models>,
-    registry: Arc<R>,
+    releases: Arc<R>,
     loader: L,
     settings: ServingSettings,
     metrics: Arc<ServingMetrics>,
@@ -148,28 +146,28 @@ pub struct Switcher<R, L> {
     canary: Option<Deployed>,
     shadows: Vec<Deployed>,
     /// By version.
-    trials: HashMap<String, Trial>,
+    attempts: HashMap<String, Attempts>,
 }
 
-impl<R: Registry, L: Loader> Switcher<R, L> {
+impl<R: Releases, L: Loader> Switcher<R, L> {
     /// From `champion`, which `models` serve already.
     pub fn new(
         models: Arc<Models>,
         champion: Deployed,
-        registry: R,
+        releases: R,
         loader: L,
         settings: ServingSettings,
         metrics: Arc<ServingMetrics>,
     ) -> Self {
-        let (canary, shadows, trials) = (None, Vec::new(), HashMap::new());
-        let registry = Arc::new(registry);
-        Self { models, registry, loader, settings, metrics, champion, canary, shadows, trials }
+        let (canary, shadows, attempts) = (None, Vec::new(), HashMap::new());
+        let releases = Arc::new(releases);
+        Self { models, releases, loader, settings, metrics, champion, canary, shadows, attempts }
     }
 
     /// Asks the registry every `interval` and does as it says, for as long as this is polled.
     pub async fn run(mut self, interval: Duration) {
         loop {
-            match self.registry.wanted().await {
+            match self.releases.wanted().await {
                 Ok(wanted) => self.follow(wanted).await,
                 Err(error) => {
                     self.metrics.unanswered.add(1);
@@ -182,26 +180,30 @@ impl<R: Registry, L: Loader> Switcher<R, L> {
 
     /// One look: loads and frees until what serves is what is `wanted`, as far as it can be had.
     pub async fn follow(&mut self, wanted: Wanted) {
-        let wanted = wanted.resolved();
-        self.trials.retain(|version, _| wanted.names(version));
+        let (champion, trial) = OnTrial::of(wanted);
+        let is_champion =
+            |version: &str| champion.as_ref().is_some_and(|champion| champion.version == version);
+        self.attempts.retain(|version, _| {
+            is_champion(version) || trial.is_canary(version) || trial.is_shadow(version)
+        });
         self.notice_losses().await;
-        self.withdraw(&wanted).await;
-        if let Some(release) = &wanted.champion
-            && release.version != self.champion.release.version
-            && self.may_try(release)
+        self.withdraw(&trial, is_champion).await;
+        if let Some(champion) = &champion
+            && champion.version != self.champion.version
+            && self.may_try(&champion.version)
         {
-            self.crown(release).await;
+            self.crown(champion).await;
         }
         match self.settings.switch {
             SwitchMode::Beside => {
-                if let Some((release, share)) = &wanted.canary {
-                    self.try_canary(release, *share).await;
+                if let Some(canary) = &trial.canary {
+                    self.try_canary(canary).await;
                 }
-                for (release, share) in &wanted.shadows {
-                    self.try_shadow(release, *share).await;
+                for shadow in &trial.shadows {
+                    self.try_shadow(shadow).await;
                 }
             }
-            SwitchMode::Drain if wanted.canary.is_some() || !wanted.shadows.is_empty() => {
+            SwitchMode::Drain if trial.canary.is_some() || !trial.shadows.is_empty() => {
                 tracing::warn!(
                     "canaries and shadows need room for a second model; serving.switch = \"drain\" has none"
                 );
@@ -223,32 +225,25 @@ impl<R: Registry, L: Loader> Switcher<R, L> {
         let shadows = self.shadows.extract_if(.., |shadow| !serves(shadow));
         let lost: Vec<Deployed> = shadows.chain(canary).collect();
         drop(lineup);
-        for Deployed { release, model, .. } in lost {
+        for Deployed { version, model, checkpoint: _checkpoint } in lost {
             self.free(model).await;
-            self.failed(&release, &SwitchError::Lost);
+            self.failed(&version, &SwitchError::Lost);
         }
     }
 
     /// Frees a canary and shadows that are no longer wanted, but for a canary that is to be champion.
-    async fn withdraw(&mut self, wanted: &Wanted) {
-        let stays = |deployed: &Deployed, release: Option<&Release>| {
-            release.is_some_and(|release| release.version == deployed.release.version)
-        };
-        let canary = wanted.canary.as_ref().map(|(release, _)| release);
-        let withdrawn = self.canary.take_if(|deployed| {
-            !stays(deployed, canary) && !stays(deployed, wanted.champion.as_ref())
-        });
-        if let Some(Deployed { release, model, .. }) = withdrawn {
-            tracing::info!(version = release.version, "the canary is withdrawn");
+    async fn withdraw(&mut self, trial: &OnTrial, is_champion: impl Fn(&str) -> bool) {
+        let withdrawn =
+            self.canary.take_if(|canary| !trial.is_canary(&canary.version) && !is_champion(&canary.version));
+        if let Some(Deployed { version, model, checkpoint: _checkpoint }) = withdrawn {
+            tracing::info!(version, "the canary is withdrawn");
             self.models.exchange(|lineup| lineup.canary = None);
             self.free(model).await;
         }
-        let is_wanted = |deployed: &Deployed| {
-            wanted.shadows.iter().any(|(release, _)| stays(deployed, Some(release)))
-        };
-        let withdrawn: Vec<_> = self.shadows.extract_if(.., |shadow| !is_wanted(shadow)).collect();
-        for Deployed { release, model, .. } in withdrawn {
-            tracing::info!(version = release.version, "the shadow is withdrawn");
+        let withdrawn: Vec<_> =
+            self.shadows.extract_if(.., |shadow| !trial.is_shadow(&shadow.version)).collect();
+        for Deployed { version, model, checkpoint: _checkpoint } in withdrawn {
+            tracing::info!(version, "the shadow is withdrawn");
             self.models.exchange(|lineup| {
                 lineup.shadows.retain(|shadow| !Arc::ptr_eq(shadow.model(), &model));
             });
@@ -256,12 +251,12 @@ impl<R: Registry, L: Loader> Switcher<R, L> {
         }
     }
 
-    /// Has `release` take the champion's place.
-    async fn crown(&mut self, release: &Release) {
+    /// Has `champion` take the place of the present one.
+    async fn crown(&mut self, champion: &RegisteredVersion) {
         let noticed = Instant::now();
-        let (from, to) = (self.champion.release.version.clone(), release.version.clone());
+        let (from, to) = (self.champion.version.clone(), champion.version.clone());
         tracing::info!(from, to, "there is a new champion");
-        let promoted = self.canary.take_if(|canary| canary.release.version == release.version);
+        let promoted = self.canary.take_if(|canary| canary.version == champion.version);
         let crowned = match (promoted, self.settings.switch) {
             (Some(canary), _) => {
                 self.models.exchange(|lineup| {
@@ -272,22 +267,22 @@ impl<R: Registry, L: Loader> Switcher<R, L> {
                 self.free(last.model).await;
                 Ok(())
             }
-            (None, SwitchMode::Beside) => self.crown_beside(release).await,
-            (None, SwitchMode::Drain) => self.crown_in_place(release).await,
+            (None, SwitchMode::Beside) => self.crown_beside(champion).await,
+            (None, SwitchMode::Drain) => self.crown_in_place(champion).await,
         };
         match crowned {
             Ok(()) => {
-                self.trials.remove(&release.version);
+                self.attempts.remove(&champion.version);
                 let took = noticed.elapsed();
                 self.metrics.switched(took);
                 tracing::info!(from, to, ms = took.as_millis() as u64, "the new champion serves");
             }
-            Err(error) => self.failed(release, &error),
+            Err(error) => self.failed(&champion.version, &error),
         }
     }
 
-    async fn crown_beside(&mut self, release: &Release) -> Result<(), SwitchError> {
-        let next = self.deploy(release, Duty::Live).await?;
+    async fn crown_beside(&mut self, champion: &RegisteredVersion) -> Result<(), SwitchError> {
+        let next = self.deploy(champion, Duty::Live).await?;
         let model = Arc::clone(&next.model);
         self.models.watch_over(&model);
         self.models.exchange(|lineup| lineup.champion = Some(model));
@@ -297,22 +292,23 @@ impl<R: Registry, L: Loader> Switcher<R, L> {
     }
 
     /// The last model goes first; it is loaded again if the next one does not load.
-    async fn crown_in_place(&mut self, release: &Release) -> Result<(), SwitchError> {
-        let folder = self.fetch(release).await?;
+    async fn crown_in_place(&mut self, champion: &RegisteredVersion) -> Result<(), SwitchError> {
+        let checkpoint = self.fetch(champion).await?;
         self.models.exchange(|lineup| lineup.champion = None);
         self.free(Arc::clone(&self.champion.model)).await;
-        let result = match self.load(&folder, Duty::Live).await {
+        let result = match self.load(&checkpoint, Duty::Live).await {
             Ok(model) => {
-                self.champion = Deployed { release: release.clone(), folder, model };
+                self.champion = Deployed { version: champion.version.clone(), checkpoint, model };
                 Ok(())
             }
-            Err(error) => match self.load(&self.champion.folder, Duty::Live).await {
+            Err(error) => match self.load(&self.champion.checkpoint, Duty::Live).await {
                 Ok(model) => {
                     self.champion.model = model;
                     Err(error)
                 }
                 Err(again) => {
-                    let reason = format!("{}: {error}; {}: {again}", release.version, self.champion.release.version);
+                    let (next, last) = (&champion.version, &self.champion.version);
+                    let reason = format!("{next}: {error}; {last}: {again}");
                     self.models.fail(EngineFailure::Switch { reason: reason.into() });
                     return Err(error);
                 }
@@ -324,7 +320,8 @@ impl<R: Registry, L: Loader> Switcher<R, L> {
         result
     }
 
-    async fn try_canary(&mut self, release: &Release, share: Share) {
+    async fn try_canary(&mut self, version: &RegisteredVersion) {
+        let Some(share) = self.share_of(version, version.canary_share) else { return };
         if self.canary.is_some() {
             self.models.exchange(|lineup| {
                 if let Some(canary) = &mut lineup.canary {
@@ -333,45 +330,57 @@ impl<R: Registry, L: Loader> Switcher<R, L> {
             });
             return;
         }
-        if !self.may_try(release) {
+        if !self.may_try(&version.version) {
             return;
         }
-        match self.deploy(release, Duty::Live).await {
+        match self.deploy(version, Duty::Live).await {
             Ok(canary) => {
                 let model = Arc::clone(&canary.model);
                 self.models.watch_over(&model);
                 self.models.exchange(|lineup| lineup.canary = Some(Canary { model, share }));
                 self.canary = Some(canary);
-                tracing::info!(version = release.version, %share, "a canary serves");
+                tracing::info!(version = version.version, %share, "a canary serves");
             }
-            Err(error) => self.failed(release, &error),
+            Err(error) => self.failed(&version.version, &error),
         }
     }
 
-    async fn try_shadow(&mut self, release: &Release, share: Share) {
-        if let Some(known) = self.shadows.iter().find(|shadow| shadow.release.version == release.version) {
+    async fn try_shadow(&mut self, version: &RegisteredVersion) {
+        let Some(share) = self.share_of(version, version.shadow_share) else { return };
+        if let Some(known) = self.shadows.iter().find(|shadow| shadow.version == version.version) {
             self.models.exchange(|lineup| {
                 let of_it = |shadow: &&mut Arc<Shadow>| Arc::ptr_eq(shadow.model(), &known.model);
-                if let Some(shadow) = lineup.shadows.iter_mut().find(of_it) {
+                if let Some(shadow) = lineup.shadows.iter_mut().find(of_it)
+                    && shadow.share() != share
+                {
                     *shadow = shadow.with_share(share);
                 }
             });
             return;
         }
-        if !self.may_try(release) {
+        if !self.may_try(&version.version) {
             return;
         }
-        match self.deploy(release, Duty::Shadow).await {
+        match self.deploy(version, Duty::Shadow).await {
             Ok(deployed) => {
                 let model = Arc::clone(&deployed.model);
                 self.models.watch_over(&model);
                 let shadow = self.shadow(model, share);
                 self.models.exchange(|lineup| lineup.shadows.push(shadow));
                 self.shadows.push(deployed);
-                tracing::info!(version = release.version, %share, "a shadow scores along");
+                tracing::info!(version = version.version, %share, "a shadow scores along");
             }
-            Err(error) => self.failed(release, &error),
+            Err(error) => self.failed(&version.version, &error),
         }
+    }
+
+    /// The table allows no other numbers than shares.
+    fn share_of(&self, version: &RegisteredVersion, share: f64) -> Option<Share> {
+        let share = Share::new(share);
+        if let Err(error) = &share {
+            tracing::error!(version = version.version, %error, "a registered version is passed over");
+        }
+        share.ok()
     }
 
     fn shadow(&self, model: Arc<ServedModel>, share: Share) -> Arc<Shadow> {
@@ -380,29 +389,33 @@ impl<R: Registry, L: Loader> Switcher<R, L> {
             let champion = models.upgrade().and_then(|models| models.lineup().champion);
             champion.is_none_or(|champion| champion.is_saturated())
         };
-        let registry = Arc::clone(&self.registry);
+        let releases = Arc::clone(&self.releases);
         let record = move |candidate: String, champion: String, pairs: Vec<ShadowPair>| {
-            let registry = Arc::clone(&registry);
-            async move { registry.record_shadow(&candidate, &champion, &pairs).await }
+            let releases = Arc::clone(&releases);
+            async move { releases.record_shadow(&candidate, &champion, &pairs).await }
         };
         Shadow::start(model, share, Arc::clone(&self.metrics.shadow), is_busy, record)
     }
 
-    async fn deploy(&self, release: &Release, duty: Duty) -> Result<Deployed, SwitchError> {
-        let folder = self.fetch(release).await?;
-        let model = self.load(&folder, duty).await?;
-        Ok(Deployed { release: release.clone(), folder, model })
+    async fn deploy(&self, version: &RegisteredVersion, duty: Duty) -> Result<Deployed, SwitchError> {
+        let checkpoint = self.fetch(version).await?;
+        let model = self.load(&checkpoint, duty).await?;
+        Ok(Deployed { version: version.version.clone(), checkpoint, model })
     }
 
-    async fn fetch(&self, release: &Release) -> Result<PathBuf, SwitchError> {
+    async fn fetch(&self, version: &RegisteredVersion) -> Result<ResolvedCheckpoint, SwitchError> {
         self.metrics.enter(Stage::Fetching);
-        self.registry.fetch(release).await.map_err(|error| SwitchError::Fetch(error.to_string()))
+        Ok(self.releases.fetch(version).await?)
     }
 
-    async fn load(&self, folder: &Path, duty: Duty) -> Result<Arc<ServedModel>, SwitchError> {
+    async fn load(
+        &self,
+        checkpoint: &ResolvedCheckpoint,
+        duty: Duty,
+    ) -> Result<Arc<ServedModel>, SwitchError> {
         self.metrics.enter(Stage::Loading);
         let limit = Duration::from_millis(self.settings.load_timeout_ms);
-        match tokio::time::timeout(limit, self.loader.load(folder, duty)).await {
+        match tokio::time::timeout(limit, self.loader.load(&checkpoint.folder, duty)).await {
             Ok(loaded) => loaded.map_err(|error| SwitchError::Load(error.to_string())),
             Err(_) => Err(SwitchError::Stuck(limit)),
         }
@@ -414,23 +427,22 @@ impl<R: Registry, L: Loader> Switcher<R, L> {
         tracing::info!(version = model.version().version, "a model is freed");
     }
 
-    fn may_try(&self, release: &Release) -> bool {
-        self.trials
-            .get(&release.version)
-            .is_none_or(|trial| trial.not_before.is_some_and(|moment| Instant::now() >= moment))
+    fn may_try(&self, version: &str) -> bool {
+        let due = |attempts: &Attempts| attempts.next.is_some_and(|next| Instant::now() >= next);
+        self.attempts.get(version).is_none_or(due)
     }
 
-    fn failed(&mut self, release: &Release, error: &SwitchError) {
+    fn failed(&mut self, version: &str, error: &SwitchError) {
         self.metrics.failures.add(1);
-        let new = || Trial { backoff: self.settings.retry().endless_backoff(), not_before: None };
-        let trial = self.trials.entry(release.version.clone()).or_insert_with(new);
-        let pause = trial.backoff.next_delay().unwrap_or_default();
+        let first = || Attempts { backoff: self.settings.retry().endless_backoff(), next: None };
+        let attempts = self.attempts.entry(version.to_owned()).or_insert_with(first);
+        let pause = attempts.backoff.next_delay().unwrap_or_default();
         let stuck = matches!(error, SwitchError::Stuck(_));
-        trial.not_before = (!stuck).then(|| Instant::now() + pause);
+        attempts.next = (!stuck).then(|| Instant::now() + pause);
         tracing::error!(
-            version = release.version, %error, attempts = trial.backoff.attempts(),
+            version, %error, attempts = attempts.backoff.attempts(),
             next_ms = (!stuck).then_some(pause.as_millis() as u64),
-            serving = self.champion.release.version,
+            serving = self.champion.version,
             "a registered version cannot be served"
         );
     }

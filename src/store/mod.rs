@@ -5,7 +5,9 @@
 
 mod backfills;
 mod error;
+mod models;
 mod pool;
+mod promotions;
 mod row;
 mod scan;
 mod scores;
@@ -14,7 +16,9 @@ mod writer;
 
 pub use backfills::{BackfillState, Cursor};
 pub use error::StoreError;
+pub use models::{NewVersion, RegisteredVersion, Serving, UnknownVersionStatus, VersionError, VersionStatus};
 pub use pool::{PostgresSettings, Store};
+pub use promotions::{Promotion, Reign, Terms};
 pub use row::{ScoreRow, SourcePosition, StoredScore};
 pub use scan::ObjectPage;
 pub use shadow::{PAIRS_KEPT, ShadowPair, ShadowRecord, ShadowSums};

@@ -2,11 +2,10 @@
 
 use crate::{
     fetch::FetchError, http::ListenError, image::PreprocessorError, inference::EngineFailure, kafka,
-    store::StoreError,
+    registry::RegistryError, store::StoreError,
 };
 
-/// Exit code of a worker, or of a probe, whose dependency does not answer (`EX_UNAVAILABLE`).
-pub const UNAVAILABLE: u8 = 69;
+pub use crate::fault::UNAVAILABLE;
 
 /// Why a worker ended.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +27,9 @@ pub enum WorkerError {
     Preprocessing(#[from] PreprocessorError),
     #[error("model.checkpoint: {0}")]
     Model(String),
+    /// The checkpoint cannot be brought here.
+    #[error("model.checkpoint: {0}")]
+    Registry(#[from] RegistryError),
     /// The model or its device is beyond use.
     #[error(transparent)]
     Engine(#[from] EngineFailure),
@@ -49,6 +51,7 @@ impl WorkerError {
             | Self::Preprocessing(_)
             | Self::Model(_) => 2,
             Self::Kafka(_) | Self::S3(_) | Self::Postgres(_) | Self::Silent { .. } => UNAVAILABLE,
+            Self::Registry(error) => error.exit_code(),
             Self::Engine(failure) => failure.exit_code(),
             Self::Consumer(_) => 72,
             Self::Drain(_) => 1,

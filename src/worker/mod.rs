@@ -92,7 +92,8 @@ async fn work(
     let (store, fetcher) = connect(&config).await?;
     // Before any producer is made: what it may send at once is bounded by the same number.
     config.kafka.max_record_bytes = kafka::admin::record_limit(&config.kafka, RECORD_LIMIT_PATIENCE).await;
-    let Serving { models, metrics: serving, switching } = model::serve(&config, source, &store).await?;
+    let Serving { models, metrics: serving, switching, _checkpoint } =
+        model::serve(&config, source, &store, &fetcher).await?;
 
     let Connection { records, ledger, gate, stats, fatal, control } = kafka::connect(&config.kafka)?;
     let admission = Arc::new(Admission::new(&config.pipeline));

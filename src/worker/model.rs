@@ -3,12 +3,14 @@
 use super::{Source, WorkerError};
 use crate::{
     config::Config,
+    fetch::Fetcher,
     image::{self, Fit, ImageSettings, Preprocessor},
     inference::{InferenceSettings, Scorer, ScoringService, StartError, metrics::InferenceMetrics},
     model::{ModelError, ModelSettings, TorchScorer},
     quarantine::Hello,
-    serving::{Duty, Loader, Models, ServedModel, ServingMetrics},
-    store::Store,
+    registry::{CheckpointSource, Registry, RegistryError, ResolvedCheckpoint, resolve},
+    serving::{Deployed, Duty, Loader, Models, Releases, ServedModel, ServingMetrics, Switcher},
+    store::{RegisteredVersion, ShadowPair, Store, StoreError},
 };
 use std::{path::Path, sync::Arc};
 use tokio::task::JoinHandle;
@@ -22,30 +24,95 @@ pub(super) struct Serving {
     pub metrics: Arc<ServingMetrics>,
     /// Follows the registry, if there is one to follow.
     pub switching: Option<JoinHandle<()>>,
+    /// Keeps the files of a model that is not exchanged.
+    pub _checkpoint: Option<ResolvedCheckpoint>,
 }
 
 /// Loads what `source` names, and follows the registry where it names that.
 pub(super) async fn serve(
     config: &Config,
     source: Source<'_>,
-    _store: &Store,
+    store: &Store,
+    fetcher: &Fetcher,
 ) -> Result<Serving, WorkerError> {
-    let (model, metrics) = match source {
+    let serving = match source {
         Source::Given(service) => {
             let service = service.await?;
             let metrics = Arc::new(ServingMetrics::counting_in(Arc::clone(service.metrics())));
             let loader = CheckpointLoader::new(config, Arc::clone(&metrics));
-            (loader.served(service, Path::new(&config.model.checkpoint)), metrics)
+            let model = loader.served(service, Path::new(&config.model.checkpoint));
+            Serving { models: Models::new(model), metrics, switching: None, _checkpoint: None }
         }
+        Source::Configured if follows_registry(config) => follow(config, store, fetcher).await?,
         Source::Configured => {
+            let checkpoint = resolve(config).await?;
             let metrics = Arc::new(ServingMetrics::default());
             let loader = CheckpointLoader::new(config, Arc::clone(&metrics));
-            (loader.load(Path::new(&config.model.checkpoint), Duty::Live).await?, metrics)
+            let models = Models::new(loader.load(&checkpoint.folder, Duty::Live).await?);
+            Serving { models, metrics, switching: None, _checkpoint: Some(checkpoint) }
         }
     };
-    let version = model.version();
-    tracing::info!(model = version.model, version = version.version, "the model is ready");
-    Ok(Serving { models: Models::new(model), metrics, switching: None })
+    if let Some(champion) = &serving.models.lineup().champion {
+        let version = champion.version();
+        tracing::info!(model = version.model, version = version.version, "the model is ready");
+    }
+    Ok(serving)
+}
+
+fn follows_registry(config: &Config) -> bool {
+    #[cfg(feature = "dev")]
+    if crate::inference::stand_in::configured().is_some() {
+        return false;
+    }
+    matches!(config.model.checkpoint.parse(), Ok(CheckpointSource::Champion))
+}
+
+/// Loads the registered champion, and whatever is registered later.
+async fn follow(config: &Config, store: &Store, fetcher: &Fetcher) -> Result<Serving, WorkerError> {
+    let registry = Registry::over(fetcher.clone(), &config.registry, &config.retry);
+    let releases = RegisteredReleases { store: store.clone(), registry };
+    let metrics = Arc::new(ServingMetrics::default());
+    let loader = CheckpointLoader::new(config, Arc::clone(&metrics));
+    let champion = releases.wanted().await?.champion.ok_or(RegistryError::NoChampion)?;
+    let checkpoint = releases.fetch(&champion).await?;
+    let model = loader.load(&checkpoint.folder, Duty::Live).await?;
+    let models = Models::new(Arc::clone(&model));
+    let deployed = Deployed { version: champion.version, checkpoint, model };
+    let switcher = Switcher::new(
+        Arc::clone(&models),
+        deployed,
+        releases,
+        loader,
+        config.serving.clone(),
+        Arc::clone(&metrics),
+    );
+    let switching = tokio::spawn(switcher.run(config.registry.poll_interval()));
+    Ok(Serving { models, metrics, switching: Some(switching), _checkpoint: None })
+}
+
+/// Rows in Postgres, files in S3.
+struct RegisteredReleases {
+    store: Store,
+    registry: Registry,
+}
+
+impl Releases for RegisteredReleases {
+    async fn wanted(&self) -> Result<crate::store::Serving, StoreError> {
+        self.store.serving().await
+    }
+
+    async fn fetch(&self, version: &RegisteredVersion) -> Result<ResolvedCheckpoint, RegistryError> {
+        self.registry.version(version).await
+    }
+
+    async fn record_shadow(
+        &self,
+        candidate: &str,
+        champion: &str,
+        pairs: &[ShadowPair],
+    ) -> Result<(), StoreError> {
+        self.store.record_shadow(candidate, champion, pairs).await
+    }
 }
 
 /// Loads checkpoint folders as the configuration says.

@@ -1,8 +1,8 @@
 //! Whether each dependency answers, within a deadline and by name.
 
 use super::WorkerError;
-use crate::{config::Config, fetch::Fetcher, kafka, model::checkpoint::Checkpoint, store::Store};
-use std::{future::Future, path::Path, time::Duration};
+use crate::{config::Config, fetch::Fetcher, kafka, registry, store::Store};
+use std::{future::Future, time::Duration};
 
 /// What a configuration connects to, a line each.
 pub fn targets(config: &Config) -> Vec<String> {
@@ -24,16 +24,13 @@ pub fn targets(config: &Config) -> Vec<String> {
 /// Tries every connection; a result a target of [`targets`].
 pub async fn probe(config: &Config) -> Vec<(String, Result<(), String>)> {
     let deadline = config.pipeline.start_timeout();
-    let (kafka, s3, postgres) =
-        tokio::join!(kafka(config, deadline), s3(config, deadline), postgres(config, deadline));
-    let checkpoint = Checkpoint::open(Path::new(&config.model.checkpoint));
+    let checkpoint = within("the checkpoint", &config.model.checkpoint, deadline, async {
+        Ok(registry::probe(config).await?)
+    });
+    let (kafka, s3, postgres, checkpoint) =
+        tokio::join!(kafka(config, deadline), s3(config, deadline), postgres(config, deadline), checkpoint);
     let shown = |result: Result<(), WorkerError>| result.map_err(|error| error.to_string());
-    let results = [
-        shown(kafka),
-        shown(s3.map(drop)),
-        shown(postgres.map(drop)),
-        checkpoint.map(drop).map_err(|error| error.to_string()),
-    ];
+    let results = [shown(kafka), shown(s3.map(drop)), shown(postgres.map(drop)), shown(checkpoint)];
     targets(config).into_iter().zip(results).collect()
 }
 

@@ -218,7 +218,8 @@ pub(super) fn serving(models: &Arc<Models>, metrics: &Arc<ServingMetrics>) -> Ve
                 let canary = lineup.canary.iter().map(|canary| ("canary", &canary.model, canary.share));
                 let shadows = lineup.shadows.iter().map(|shadow| ("shadow", shadow.model(), shadow.share()));
                 let labelled = canary.chain(shadows).map(|(role, model, share)| {
-                    let labels = vec![("version", model.version().version.clone()), ("role", role.to_owned())];
+                    let labels =
+                        vec![("version", model.version().version.clone()), ("role", role.to_owned())];
                     (labels, share.get())
                 });
                 Sample::Levels(labelled.collect())
@@ -255,7 +256,11 @@ pub(super) fn serving(models: &Arc<Models>, metrics: &Arc<ServingMetrics>) -> Ve
                 Sample::Levels(levels.into())
             }),
         },
-        total("shadow_images", "Images that a shadow scored", of(|metrics| metrics.shadow.scored.get() as f64)),
+        total(
+            "shadow_images",
+            "Images that a shadow scored",
+            of(|metrics| metrics.shadow.scored.get() as f64),
+        ),
         total(
             "shadow_unscored",
             "Images that a shadow had no score for",

@@ -7,7 +7,8 @@ use roc4mllm::retry::RetrySettings;
 use roc4mllm::score::{Answer, DecodeKind, ItemStatus, ModelVersion, ScoreValue};
 use roc4mllm::secret::Secret;
 use roc4mllm::store::{
-    PostgresSettings, ScoreRow, SourcePosition, Store, StoreError, StoredScore, WriteRequest, write_batches,
+    PAIRS_KEPT, PostgresSettings, ScoreRow, ShadowPair, ShadowSums, SourcePosition, Store, StoreError,
+    StoredScore, WriteRequest, write_batches,
 };
 use sqlx::{Connection, PgConnection};
 use std::net::TcpListener;
@@ -511,4 +512,53 @@ async fn the_writer_rides_out_a_restart_of_postgres() {
     writer.shutdown.cancel();
     tokio::time::timeout(Duration::from_secs(10), writer.task).await.unwrap().unwrap();
     assert!(abandoned.await.is_err());
+}
+
+fn shadow_pair(number: i64) -> ShadowPair {
+    let champion = (number % 97) as f64 / 10.0;
+    let id = ScoreId::of_position("uploads", 0, number, 0);
+    ShadowPair { id, champion, candidate: champion + (number % 7) as f64 / 100.0 }
+}
+
+/// Several workers add to one candidate at once: sums are of every image, the sample is bounded and the
+/// same whoever came first.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_agreement_of_a_shadow_is_summed_over_workers_and_sampled() {
+    let Fixture { store, database: _database, .. } = fixture().await;
+    let pairs: Vec<ShadowPair> = (0..2 * PAIRS_KEPT).map(shadow_pair).collect();
+    let tasks: Vec<_> = pairs
+        .chunks(250)
+        .map(|pairs| {
+            let (store, pairs) = (store.clone(), pairs.to_vec());
+            tokio::spawn(async move { store.record_shadow("candidate", "champion", &pairs).await })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap().unwrap();
+    }
+    store.record_shadow("candidate", "another", &pairs[..3]).await.unwrap();
+    store.record_shadow("candidate", "another", &[]).await.unwrap();
+
+    let records = store.shadow_records("candidate").await.unwrap();
+    let champions: Vec<&str> = records.iter().map(|record| record.champion.as_str()).collect();
+    assert_eq!(champions, ["another", "champion"], "the latest first");
+    let (other, record) = (&records[0], &records[1]);
+    assert_eq!((other.sums, other.sample.len()), (pairs[..3].iter().collect(), 3));
+    let expected: ShadowSums = pairs.iter().collect();
+    assert_eq!(record.sums.images, expected.images);
+    for (sum, expected) in [
+        (record.sums.champion, expected.champion),
+        (record.sums.candidate, expected.candidate),
+        (record.sums.champion_squared, expected.champion_squared),
+        (record.sums.candidate_squared, expected.candidate_squared),
+        (record.sums.product, expected.product),
+        (record.sums.absolute_difference, expected.absolute_difference),
+    ] {
+        assert!((sum - expected).abs() <= 1e-9 * expected, "{sum} {expected}");
+    }
+    let mut lowest = pairs.clone();
+    lowest.sort_by_key(|pair| pair.id);
+    lowest.truncate(PAIRS_KEPT as usize);
+    assert_eq!(record.sample, lowest);
+    assert!(store.shadow_records("nobody").await.unwrap().is_empty());
 }

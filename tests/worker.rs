@@ -7,6 +7,8 @@ mod hold;
 mod support;
 #[path = "worker/votes.rs"]
 mod votes;
+#[path = "worker/switch/mod.rs"]
+mod switch;
 
 use std::{
     collections::{HashMap, HashSet},

@@ -16,6 +16,7 @@ use crate::{
     pipeline::PipelineSettings,
     registry::RegistrySettings,
     retry::RetrySettings,
+    serving::ServingSettings,
     store::PostgresSettings,
     telemetry::TelemetrySettings,
 };
@@ -33,6 +34,7 @@ pub struct Config {
     pub postgres: PostgresSettings,
     pub model: ModelSettings,
     pub registry: RegistrySettings,
+    pub serving: ServingSettings,
     pub inference: InferenceSettings,
     pub image: ImageSettings,
     pub pipeline: PipelineSettings,

@@ -35,11 +35,10 @@ pub use voting::Voting;
 
 use crate::{
     fetch::Fetcher,
-    inference::ScoringService,
     kafka::{ConsumedRecord, Ledger},
-    quarantine::Quarantine,
     record::{input, trace::TraceContext},
     retry::RetrySettings,
+    serving::Models,
     store::{ScoreRow, Store, StoredScore, WriteRequest},
     telemetry::metrics::Metrics,
 };
@@ -52,9 +51,8 @@ use tokio_util::task::TaskTracker;
 pub struct Parts {
     pub ledger: Arc<Ledger>,
     pub fetcher: Fetcher,
-    pub service: Arc<ScoringService>,
-    /// Where images go that may have ended a process before.
-    pub quarantine: Arc<Quarantine>,
+    /// What scores; it may change at any time.
+    pub models: Arc<Models>,
     pub store: Store,
     /// Rows to be written in batches.
     pub writer: mpsc::Sender<WriteRequest<ScoreRow, StoredScore>>,

@@ -119,7 +119,8 @@ impl VoteTask {
 
     fn letter(&self, error: &ItemError) -> StagedRecord {
         let position = self.record.receipt.position(ITEM);
-        let model = &self.parts.service.model().version.version;
+        let champion = self.parts.models.lineup().champion;
+        let model = champion.as_ref().map_or("", |champion| champion.version().version.as_str());
         let class = DeadLetterClass::Rejected;
         outcome::letter(&self.record, &position, class, error, &Facts::default(), model, &self.parts.routes)
     }

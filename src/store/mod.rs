@@ -13,6 +13,7 @@ mod promotions;
 mod row;
 mod scan;
 mod scores;
+mod shadow;
 mod votes;
 mod writer;
 
@@ -25,5 +26,6 @@ pub use pool::{PostgresSettings, Store};
 pub use promotions::{Promotion, Reign, Terms};
 pub use row::{ScoreRow, SourcePosition, StoredScore};
 pub use scan::ObjectPage;
+pub use shadow::{PAIRS_KEPT, ShadowPair, ShadowRecord, ShadowSums};
 pub use votes::{StoredVote, VoteOutcome};
 pub use writer::{Answers, WriteRequest, write_batches};

@@ -182,12 +182,6 @@ impl Metrics {
         })
     }
 
-    /// Names the serving model in `roc4mllm_model_info`.
-    pub fn serve_model(&self, model: &crate::score::ModelVersion) {
-        let info = Info::new(vec![("model", model.model.clone()), ("version", model.version.clone())]);
-        self.lock().register("model", "The serving model", info);
-    }
-
     /// Counts one finished item.
     pub fn item(&self, status: ItemStatus) {
         self.items.get_or_create(&StatusLabel { status: Shown(status) }).inc();

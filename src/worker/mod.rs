@@ -13,19 +13,18 @@ use crate::{
     config::Config,
     fetch::Fetcher,
     http::{self, ProbeSlot, Probes},
-    inference::{Health, ScoringService},
+    inference::ScoringService,
     kafka::{self, Connection, KafkaStats, Stalled},
     labels::Vote,
-    model::ModelSettings,
     pipeline::{self, Admission, Hold, Parts, Pipeline, Routes, Voting},
-    quarantine::{Hello, Quarantine},
-    registry::{self, ResolvedCheckpoint},
+    serving::Models,
     store::{self, ScoreRow, Store},
     telemetry::metrics::Metrics,
 };
-use futures_util::FutureExt;
+use futures_util::{FutureExt, future::LocalBoxFuture};
+use model::Serving;
 use std::{future::Future, sync::Arc, time::Duration};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 /// The poll thread turns many times a second; this long without a turn, it hangs.
@@ -55,25 +54,7 @@ enum Ending {
 /// # Errors
 /// [`WorkerError`], whose exit code says what failed.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), WorkerError> {
-    let loading = load_resolved(config.clone()).boxed();
-    serve(config, loading, shutdown).await
-}
-
-/// The checkpoint that `model.checkpoint` names, brought here and loaded.
-async fn load_resolved(config: Config) -> Result<Loaded, WorkerError> {
-    let checkpoint = registry::resolve(&config).await?;
-    let model = checkpoint.settings(&config.model);
-    let service = model::load(model.clone(), config.image, config.inference).await?;
-    Ok(Loaded { service, model, _checkpoint: Some(checkpoint) })
-}
-
-/// What a worker scores with.
-struct Loaded {
-    service: ScoringService,
-    /// As it was loaded: `checkpoint` is a folder.
-    model: ModelSettings,
-    /// Keeps the folder in the cache for the child process that reads it too.
-    _checkpoint: Option<ResolvedCheckpoint>,
+    work(config, Source::Configured, shutdown).await
 }
 
 /// As [`run`], but scores with what `service` resolves to; it is awaited once every dependency has
@@ -86,14 +67,20 @@ pub async fn run_with(
     service: impl Future<Output = Result<ScoringService, WorkerError>>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), WorkerError> {
-    let model = config.model.clone();
-    let loading = async { Ok(Loaded { service: service.await?, model, _checkpoint: None }) };
-    serve(config, loading, shutdown).await
+    work(config, Source::Given(service.boxed_local()), shutdown).await
 }
 
-async fn serve(
+/// Where the worker's models come from.
+enum Source<'a> {
+    /// `model.checkpoint`.
+    Configured,
+    /// The caller; it stays as it is.
+    Given(LocalBoxFuture<'a, Result<ScoringService, WorkerError>>),
+}
+
+async fn work(
     mut config: Config,
-    loading: impl Future<Output = Result<Loaded, WorkerError>>,
+    source: Source<'_>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), WorkerError> {
     let votes = match &config.kafka.labels_topic {
@@ -110,20 +97,8 @@ async fn serve(
     let (store, fetcher) = connect(&config).await?;
     // Before any producer is made: what it may send at once is bounded by the same number.
     config.kafka.max_record_bytes = kafka::admin::record_limit(&config.kafka, RECORD_LIMIT_PATIENCE).await;
-    let Loaded { service, model, _checkpoint } = loading.await?;
-    let service = Arc::new(service);
-    let version = Arc::clone(&service.model().version);
-    tracing::info!(model = version.model, version = version.version, "the model is ready");
-    metrics.serve_model(&version);
-    let quarantine = Quarantine::new(
-        Hello {
-            model,
-            image: config.image.clone(),
-            inference: config.inference.clone(),
-            telemetry: config.telemetry.clone(),
-        },
-        version,
-    );
+    let Serving { models, metrics: serving, switching, _checkpoint } =
+        model::serve(&config, source, &store, &fetcher).await?;
 
     let Connection { records, ledger, gate, stats, fatal, control } = kafka::connect(&config.kafka)?;
     let admission = Arc::new(Admission::new(&config.pipeline));
@@ -163,8 +138,7 @@ async fn serve(
     let pipeline = Pipeline::new(Parts {
         ledger: Arc::clone(&ledger),
         fetcher: fetcher.clone(),
-        service: Arc::clone(&service),
-        quarantine: Arc::clone(&quarantine),
+        models: Arc::clone(&models),
         store: store.clone(),
         writer,
         voting,
@@ -182,16 +156,16 @@ async fn serve(
         max_image_bytes: config.image.max_bytes,
     });
     let pipeline = tokio::spawn(pipeline.run(records));
-    metrics.sample(samples::all(&service, &stats, &ledger, &admission));
-    metrics.sample(samples::quarantine(&quarantine, &ledger));
+    metrics.sample(samples::all(&models, &serving, &stats, &ledger, &admission));
+    metrics.sample(samples::quarantine(&serving.quarantine, &ledger));
     metrics.sample(samples::surroundings(&hold, &fetcher));
-    probes.set(checks(&metrics, &stats, &ledger, service.health(), hold));
+    metrics.sample(samples::serving(&models, &serving));
+    probes.set(checks(&metrics, &stats, &ledger, Arc::clone(&models), hold));
     tracing::info!(topics = ?config.kafka.consumed_topics().collect::<Vec<_>>(), group = config.kafka.group, "consuming");
 
     let ending = tokio::select! {
         () = shutdown => Ending::Asked,
-        failure = engine_failed(service.health()) => Ending::Failed(failure),
-        failure = quarantine.failed() => Ending::Failed(failure.into()),
+        failure = models.failed() => Ending::Failed(failure.into()),
         failure = consumer_failed(fatal) => Ending::Failed(failure),
     };
     let patience = match &ending {
@@ -203,9 +177,13 @@ async fn serve(
         Ending::Failed(WorkerError::Consumer(_)) => control.without_farewell(),
         Ending::Failed(_) | Ending::Asked => control,
     };
-    // From here on the intake stays closed, whatever recovers.
+    // From here on the intake stays closed, whatever recovers, and the models stay what they are.
     regulating.abort();
     let _ = regulating.await;
+    if let Some(switching) = switching {
+        switching.abort();
+        let _ = switching.await;
+    }
     tracing::info!(in_flight = ledger.in_flight(), "draining");
     let drained = tokio::task::spawn_blocking(move || control.drain(patience)).await;
     admission.close();
@@ -230,7 +208,7 @@ async fn serve(
         Ending::Asked => {
             // A model that did not finish in time may hang, and cannot be waited for.
             if drained.closed && drained.unfinished == 0 {
-                service.shut_down().await;
+                models.shut_down().await;
                 store.close().await;
             }
             Ok(())
@@ -255,7 +233,7 @@ fn checks(
     metrics: &Arc<Metrics>,
     stats: &Arc<KafkaStats>,
     ledger: &Arc<kafka::Ledger>,
-    health: watch::Receiver<Health>,
+    models: Arc<Models>,
     hold: Arc<Hold>,
 ) -> Probes {
     let (polling, committing, ledger) = (Arc::clone(stats), Arc::clone(stats), Arc::clone(ledger));
@@ -273,12 +251,7 @@ fn checks(
             }
         }),
         ready: Box::new(move || {
-            match &*health.borrow() {
-                Health::Ready(_) => {}
-                Health::Starting => return Err("the model is being loaded".into()),
-                Health::Suspect(reason) => return Err(reason.clone()),
-                Health::Failed(failure) => return Err(failure.to_string()),
-            }
+            models.is_well()?;
             if let Some(trouble) = hold.trouble() {
                 return Err(trouble);
             }
@@ -297,17 +270,6 @@ fn checks(
             Ok(())
         }),
         metrics: Arc::clone(metrics),
-    }
-}
-
-async fn engine_failed(mut health: watch::Receiver<Health>) -> WorkerError {
-    loop {
-        if let Health::Failed(failure) = &*health.borrow_and_update() {
-            return WorkerError::Engine(failure.clone());
-        }
-        if health.changed().await.is_err() {
-            return WorkerError::Engine(crate::inference::EngineFailure::Stopped);
-        }
     }
 }
 

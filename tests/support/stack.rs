@@ -19,7 +19,7 @@ use roc4mllm::store::{PostgresSettings, Store};
 use serde_json::Value;
 use sqlx::Row as _;
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io::Read,
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
@@ -79,6 +79,14 @@ impl Stack {
 
     pub fn bucket(&self) -> &str {
         self.s3.bucket()
+    }
+
+    pub fn s3(&self) -> &TestS3 {
+        &self.s3
+    }
+
+    pub fn database_url(&self) -> &str {
+        self.database.url()
     }
 
     /// The tiny checkpoint that comes with the tests.
@@ -265,6 +273,13 @@ impl Stack {
             .fetch_all(&pool)
             .await
             .expect("votes")
+    }
+
+    /// Every version that has made a row.
+    pub async fn versions_in_rows(&self) -> HashSet<String> {
+        let pool = sqlx::PgPool::connect(self.database.url()).await.expect("a connection");
+        let rows = sqlx::query("SELECT DISTINCT model_version FROM scores").fetch_all(&pool).await;
+        rows.expect("rows").into_iter().map(|row| row.get(0)).collect()
     }
 
     /// `scores`, by id.

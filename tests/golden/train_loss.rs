@@ -32,6 +32,9 @@ fn without_targets(samples: &[Sample]) -> Vec<Sample> {
 #[test]
 fn golden_train_losses() {
     let (results, samples) = (results(), samples());
+    // Nothing in the network differs between training and scoring.
+    let difference = results.max_abs_grad_difference_train_vs_eval_mode;
+    assert_eq!(difference, 0.0, "{RESULTS}: max_abs_grad_difference_train_vs_eval_mode");
     assert!(!results.losses.is_empty(), "{RESULTS}: no losses");
     for (name, golden) in &results.losses {
         let weights = name.rsplit('/').next().unwrap_or_default();

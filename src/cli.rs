@@ -5,6 +5,7 @@ use clap::{Args, Parser, Subcommand};
 use roc4mllm::{
     backfill::{self, BackfillArgs},
     config::{self, Config, ConfigError},
+    labels_command::{self, LabelsCommandError},
     model::checkpoint,
     recovery::{self, RecoveryError, RedriveArgs, RepublishArgs, RestoreRowsArgs},
     score_command, store,
@@ -78,6 +79,9 @@ enum Command {
         args: RedriveArgs,
     },
     Train(TrainArgs),
+    /// Import and export what people said of photos, and say what to label next
+    #[command(subcommand)]
+    Labels(LabelsCommand),
     /// Bring the Postgres schema up to date
     Migrate(ConfigArgs),
     /// Print the effective configuration, secrets redacted, and what it would connect to
@@ -101,6 +105,31 @@ struct ConfigArgs {
     /// Override one key, as `section.key=value`; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
     overrides: Vec<(String, String)>,
+}
+
+#[derive(Subcommand)]
+enum LabelsCommand {
+    /// Store the labels of a file as votes
+    Import {
+        #[command(flatten)]
+        config: ConfigArgs,
+        #[command(flatten)]
+        args: labels_command::ImportArgs,
+    },
+    /// Write the labels in Postgres as the reference's JSON of training samples
+    Export {
+        #[command(flatten)]
+        config: ConfigArgs,
+        #[command(flatten)]
+        args: labels_command::ExportArgs,
+    },
+    /// Say which photos to label next
+    Suggest {
+        #[command(flatten)]
+        config: ConfigArgs,
+        #[command(flatten)]
+        args: labels_command::SuggestArgs,
+    },
 }
 
 #[derive(Subcommand)]
@@ -208,6 +237,7 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             overrides.install(TelemetrySettings { log_level, ..Default::default() })?;
             train_until_told_to_stop(args)
         }
+        Command::Labels(command) => labels(command, overrides),
         Command::Migrate(args) => {
             let config = args.load()?;
             overrides.install(config.telemetry.clone())?;
@@ -236,6 +266,28 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             Ok(0)
         }
     }
+}
+
+fn labels(command: LabelsCommand, overrides: LogOverrides) -> Result<u8, Failure> {
+    let failed = |error: LabelsCommandError| Failure::new(error.exit_code(), error);
+    let report = match command {
+        LabelsCommand::Import { config, args } => {
+            let config = overrides.load(&config)?;
+            block_on(async move { labels_command::import(&config, &args).await })?.map_err(failed)?
+        }
+        LabelsCommand::Export { config, args } => {
+            let config = overrides.load(&config)?;
+            block_on(async move { labels_command::export(&config, &args).await })?.map_err(failed)?
+        }
+        LabelsCommand::Suggest { config, args } => {
+            let config = overrides.load(&config)?;
+            let mut out = std::io::stdout().lock();
+            block_on(labels_command::suggest(&config, &args, &mut out))?.map_err(failed)?;
+            return Ok(0);
+        }
+    };
+    print!("{report}");
+    Ok(report.exit_code())
 }
 
 impl ConfigArgs {

@@ -57,6 +57,7 @@ pub mod image;
 pub mod inference;
 pub mod kafka;
 pub mod labels;
+pub mod labels_command;
 pub mod model;
 pub mod object;
 pub mod pipeline;

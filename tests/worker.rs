@@ -5,6 +5,8 @@ mod engine;
 #[path = "worker/hold.rs"]
 mod hold;
 mod support;
+#[path = "worker/votes.rs"]
+mod votes;
 
 use std::{
     collections::{HashMap, HashSet},

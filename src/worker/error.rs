@@ -1,8 +1,8 @@
 //! Why a worker ends, as exit codes.
 
 use crate::{
-    fetch::FetchError, http::ListenError, image::PreprocessorError, inference::EngineFailure, kafka,
-    store::StoreError,
+    config::ConfigError, fetch::FetchError, http::ListenError, image::PreprocessorError,
+    inference::EngineFailure, kafka, store::StoreError,
 };
 
 /// Exit code of a worker, or of a probe, whose dependency does not answer (`EX_UNAVAILABLE`).
@@ -11,6 +11,8 @@ pub const UNAVAILABLE: u8 = 69;
 /// Why a worker ended.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
+    #[error(transparent)]
+    Configuration(#[from] ConfigError),
     #[error(transparent)]
     Listen(#[from] ListenError),
     #[error("Kafka: {0}")]
@@ -45,6 +47,7 @@ impl WorkerError {
         match self {
             Self::Kafka(kafka::Error::Setting { .. })
             | Self::S3(FetchError::Configuration { .. })
+            | Self::Configuration(_)
             | Self::Listen(_)
             | Self::Preprocessing(_)
             | Self::Model(_) => 2,

@@ -7,7 +7,7 @@ use roc4mllm::retry::RetrySettings;
 use roc4mllm::score::{Answer, DecodeKind, ItemStatus, ModelVersion, ScoreValue};
 use roc4mllm::secret::Secret;
 use roc4mllm::store::{
-    PAIRS_KEPT, PostgresSettings, ScoreRow, ShadowPair, ShadowSums, SourcePosition, Store, StoreError,
+    Cursor, PAIRS_KEPT, PostgresSettings, ScoreRow, ShadowPair, ShadowSums, SourcePosition, Store, StoreError,
     StoredScore, WriteRequest, write_batches,
 };
 use sqlx::{Connection, PgConnection};
@@ -420,6 +420,47 @@ async fn a_lock_held_elsewhere_times_out_as_passing() {
     let error = Store::connect(&hasty).await.unwrap().upsert(&[scored(id, "a.jpg", 1.0)]).await.unwrap_err();
     assert!(matches!(&error, StoreError::Refused { code, .. } if code == "55P03"), "{error}");
     assert_eq!(error.disposition(), Disposition::Retry);
+}
+
+/// The planner takes the keys beyond one in the only bucket for hardly any, and must not read them all.
+#[tokio::test]
+async fn a_page_of_stored_objects_reads_no_more_than_a_page() {
+    const ROWS: i64 = 20_000;
+    let Fixture { settings, database, .. } = fixture().await;
+    let mut connection = PgConnection::connect(database.url()).await.unwrap();
+    sqlx::query(
+        "INSERT INTO scores (id, bucket, object_key, etag, model, model_version, status, score, scored_at)
+         SELECT gen_random_uuid(), 'photos', lpad(n::text, 6, '0'), 'e', 'm', 'v', 'scored', 5, now()
+         FROM generate_series(1, $1) n",
+    )
+    .bind(ROWS)
+    .execute(&mut connection)
+    .await
+    .unwrap();
+    sqlx::raw_sql("ANALYZE scores").execute(&mut connection).await.unwrap();
+    let read = async |connection: &mut PgConnection| -> i64 {
+        sqlx::query_scalar("SELECT coalesce(sum(idx_tup_read), 0)::bigint FROM pg_stat_user_indexes")
+            .fetch_one(connection)
+            .await
+            .unwrap()
+    };
+    let before = read(&mut connection).await;
+    // A session of its own, since its counts are there once it ends.
+    let store = Store::connect(&settings).await.unwrap();
+    let after = Cursor { bucket: "photos".into(), key: "001000".into() };
+    let page = store.stored_objects(Some("w"), Some(&after), 10).await.unwrap();
+    assert_eq!(page.objects.len(), 10);
+    assert_eq!(page.last.unwrap().key, "001010");
+    store.close().await;
+    let mut rows = read(&mut connection).await - before;
+    for _ in 0..100 {
+        if rows > 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        rows = read(&mut connection).await - before;
+    }
+    assert!((10..1_000).contains(&rows), "{rows} of {ROWS} index entries were read for 10 objects");
 }
 
 struct Writer {

@@ -1,6 +1,10 @@
 //! `roc4mllm train`: what it refuses, what it leaves alone, and what it leaves behind.
 
-use roc4mllm::model::{checkpoint::Checkpoint, config::ModelConfig};
+use roc4mllm::{
+    image::PREPROCESS_REVISION,
+    inference::Scorer,
+    model::{ModelSettings, TorchScorer, checkpoint::Checkpoint, config::ModelConfig},
+};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
@@ -20,7 +24,8 @@ struct Run {
     folder: TempDir,
     checkpoint: PathBuf,
     samples: Value,
-    arguments: Vec<String>,
+    /// By flag; a switch has no value.
+    arguments: BTreeMap<String, Option<String>>,
 }
 
 impl Run {
@@ -31,13 +36,16 @@ impl Run {
             folder: tempfile::tempdir().unwrap(),
             checkpoint: fixture("ckpt_safetensors"),
             samples,
-            arguments: Vec::new(),
+            arguments: BTreeMap::new(),
         };
         run.with(&["--max-steps", "1", "--learning-rate", "1e-3", "--warmup-ratio", "0", "--threads", "1"])
     }
 
+    /// Adds flags and their values, or gives a flag another value.
     fn with(mut self, arguments: &[&str]) -> Self {
-        self.arguments.extend(arguments.iter().map(|&argument| argument.to_owned()));
+        for pair in arguments.chunks(2) {
+            self.arguments.insert(pair[0].to_owned(), pair.get(1).map(|&value| value.to_owned()));
+        }
         self
     }
 
@@ -63,7 +71,7 @@ impl Run {
             .arg(fixture("images"))
             .arg("--output")
             .arg(self.output())
-            .args(&self.arguments)
+            .args(self.arguments.iter().flat_map(|(flag, value)| [Some(flag), value.as_ref()]).flatten())
             .output()
             .unwrap()
     }
@@ -192,21 +200,9 @@ fn a_plain_checkpoint_gets_a_score_head() {
     assert_eq!(run.tensors()["lm_head.weight"].size()[0], rows);
     assert_eq!(run.metrics().len(), 1);
 
-    let image = fixture("images/01_square_rgb.png");
-    let scored = Command::new(env!("CARGO_BIN_EXE_roc4mllm"))
-        .args(["score", "--format", "jsonl", "--checkpoint"])
-        .arg(run.output())
-        .arg(image)
-        .output()
-        .unwrap();
-    // One step teaches it nothing to say, but what it says has been through the whole model.
-    assert!(
-        [Some(0), Some(3)].contains(&scored.status.code()),
-        "{}",
-        String::from_utf8_lossy(&scored.stderr)
-    );
-    let line: Value = serde_json::from_slice(&scored.stdout).unwrap();
-    assert!(line["status"] == "scored" || line["error"]["code"] == "no_score_token", "{line}");
+    let model = ModelSettings { checkpoint: run.output().display().to_string(), ..ModelSettings::default() };
+    let scorer = TorchScorer::load(&model, PREPROCESS_REVISION).unwrap();
+    assert_eq!(scorer.score_range(), (-1.0, 3.5));
 }
 
 #[test]
@@ -237,7 +233,7 @@ fn an_unreadable_image_is_an_error_or_left_out() {
     let message = run.refusal(2);
     assert_says(&message, &["no_such.png", "on line", "--skip-unreadable"]);
 
-    let run = Run { arguments: [run.arguments.clone(), vec!["--skip-unreadable".into()]].concat(), ..run };
+    let run = run.with(&["--skip-unreadable"]);
     let log = run.succeed();
     assert_says(&log, &["no_such.png", "0 samples and 2 images left out"]);
 

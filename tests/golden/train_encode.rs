@@ -51,7 +51,13 @@ fn golden_train_conversations() {
                 });
                 assert_eq!(warning, printed, "{FILE}: {name}: printed");
             }
-            (Outcome::Refused { .. }, Err(_)) => {}
+            (Outcome::Refused { error }, Err(refusal)) => {
+                // A KeyError names the role, an AssertionError nothing.
+                let role = error.split('\'').nth(1).unwrap_or_default();
+                let refusal = refusal.to_string();
+                assert!(refusal.contains(role), "{FILE}: {name}: `{refusal}`, not {error}");
+                assert!(error.contains("Error: "), "{FILE}: {name}: {error} is no error");
+            }
             (Outcome::Refused { error }, Ok(_)) => panic!("{FILE}: {name}: no error, but {error}"),
             (Outcome::Encoded { .. }, Err(error)) => panic!("{FILE}: {name}: {error}"),
         }

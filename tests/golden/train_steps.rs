@@ -1,8 +1,6 @@
 //! `train_weights_after_3_steps.safetensors`: AdamW on one batch.
 
-use crate::training::{
-    RESULTS, TOLERANCE, assert_trained, batch, head, loss_settings, results, samples, trainable,
-};
+use crate::training::{assert_trained, batch, head, loss_settings, results, samples, trainable};
 use roc4mllm::{
     model::{family::Family, passes::Passes},
     train::{forward::batch_losses, optimizer::clipping_scale},
@@ -22,20 +20,13 @@ fn golden_train_steps() {
     let start = weights(&network);
     let (batch, head, settings) = (batch(&samples()), head(), loss_settings(&run.weights));
     let losses = || batch_losses(&network, &batch, &head, &settings, &mut Passes::Kept).unwrap();
-    let assert_loss = |step: usize, found: f64| {
-        let golden = run.loss_before_step_1_2_3_and_after[step];
-        assert!(
-            (found - golden).abs() <= TOLERANCE,
-            "{RESULTS}: loss after {step} steps: {found}, not {golden}"
-        );
-    };
     for step in 0..run.steps() {
         let losses = losses();
-        assert_loss(step, losses.terms().unwrap().loss);
+        run.assert_loss(step, losses.terms().unwrap().loss);
         losses.total.backward();
         let scale = clipping_scale(optimizer.gradient_norm().unwrap(), run.clip.unwrap_or(0.0));
         optimizer.step(run.lr, scale).unwrap();
     }
-    assert_loss(run.steps(), losses().terms().unwrap().loss);
+    run.assert_loss(run.steps(), losses().terms().unwrap().loss);
     assert_trained(&weights(&network), &start, &results);
 }

@@ -50,10 +50,18 @@ fn golden_train_vocabulary() {
     let written = |name: &str| -> Value {
         serde_json::from_slice(&std::fs::read(folder.path().join(name)).unwrap()).unwrap()
     };
-    for name in ["added_tokens.json", "special_tokens_map.json", "tokenizer_config.json"] {
+    for name in [
+        "added_tokens.json",
+        "generation_config.json",
+        "preprocessor_config.json",
+        "special_tokens_map.json",
+        "tokenizer_config.json",
+    ] {
         let golden: Value = json(&format!("ckpt_safetensors/{name}"));
         assert_eq!(written(name), golden, "ckpt_safetensors/{name} against one grown from {BASE}");
     }
+    let pieces = |folder: &str| std::fs::read(path(folder).join("tokenizer.model")).unwrap();
+    assert!(pieces(BASE) == pieces("ckpt_safetensors"), "{BASE}/tokenizer.model is not ckpt_safetensors'");
     let (mut ours, mut golden): (Value, Value) =
         (written("config.json"), json("ckpt_safetensors/config.json"));
     for config in [&mut ours, &mut golden] {

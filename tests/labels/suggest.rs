@@ -5,7 +5,7 @@ use roc4mllm::labels::Vote;
 use roc4mllm::labels::suggest::Candidate;
 use roc4mllm::object::{ObjectRef, ScoreId};
 use roc4mllm::score::{Answer, DecodeKind, ItemStatus, ModelVersion, ScoreValue};
-use roc4mllm::store::ScoreRow;
+use roc4mllm::store::{Cursor, ScoreRow};
 use uuid::Uuid;
 
 fn model(version: &str) -> ModelVersion {
@@ -92,6 +92,45 @@ async fn scored_photos_that_are_there_and_unrated_are_candidates() {
     for page in [1, 3, 100] {
         assert_eq!(candidates(&fixture, page).await, all, "pages of {page}");
     }
+}
+
+/// A page reads a page, wherever in a large bucket it begins.
+#[tokio::test]
+async fn a_page_of_candidates_reads_no_more_than_a_page() {
+    const ROWS: i64 = 20_000;
+    let fixture = Fixture::new().await;
+    let pool = fixture.pool().await;
+    sqlx::query(
+        "INSERT INTO scores (id, bucket, object_key, etag, model, model_version, status, score, scored_at)
+         SELECT gen_random_uuid(), 'photos', lpad(n::text, 6, '0'), 'e', 'm', 'v', 'scored', 5, now()
+         FROM generate_series(1, $1) n",
+    )
+    .bind(ROWS)
+    .execute(&pool)
+    .await
+    .unwrap();
+    sqlx::raw_sql("ANALYZE").execute(&pool).await.unwrap();
+    let read = async || -> i64 {
+        sqlx::query_scalar("SELECT coalesce(sum(idx_tup_read), 0)::bigint FROM pg_stat_user_indexes")
+            .fetch_one(&pool)
+            .await
+            .unwrap()
+    };
+    let before = read().await;
+    let after = Cursor { bucket: "photos".into(), key: "001000".into() };
+    let page = fixture.store.unlabelled(&SCALE, Some(&after), 10).await.unwrap();
+    assert_eq!((page.candidates.len(), page.seen), (10, 10));
+    // A session's counts are there once it ends.
+    fixture.store.close().await;
+    let mut rows = read().await - before;
+    for _ in 0..100 {
+        if rows > 0 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        rows = read().await - before;
+    }
+    assert!((10..1_000).contains(&rows), "{rows} of {ROWS} index entries were read for 10 photos");
 }
 
 #[tokio::test]

@@ -2,6 +2,9 @@
 
 use super::{Refusal, Scale};
 
+/// As many as Postgres' `integer` counts.
+const MOST_RATERS: u32 = i32::MAX as u32;
+
 /// One score per attribute, and how the raters' votes spread over the scale.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Opinion {
@@ -39,7 +42,7 @@ impl Opinion {
             }
             opinion.raters = u32::try_from(total)
                 .ok()
-                .filter(|raters| i32::try_from(*raters).is_ok())
+                .filter(|raters| *raters <= MOST_RATERS)
                 .ok_or(Refusal::TooManyRaters(total))?;
             let distribution: Vec<f64> = counts.iter().map(|count| *count as f64 / total as f64).collect();
             opinion.scores.push(scale.mean(&distribution));
@@ -64,7 +67,7 @@ impl Opinion {
         self.distributions.iter().try_for_each(|distribution| scale.check_distribution(distribution))?;
         match self.raters {
             0 => Err(Refusal::NoVotes),
-            raters if i32::try_from(raters).is_err() => Err(Refusal::TooManyRaters(raters.into())),
+            raters if raters > MOST_RATERS => Err(Refusal::TooManyRaters(raters.into())),
             _ => Ok(()),
         }
     }
@@ -78,7 +81,7 @@ impl Opinion {
         for opinion in opinions {
             total.get_or_insert_with(|| Sums::new(opinion.scores.len(), scale)).add(opinion, scale)?;
         }
-        total?.mean()
+        total?.mean(scale)
     }
 }
 
@@ -115,13 +118,15 @@ impl Sums {
         Some(())
     }
 
-    fn mean(self) -> Option<Opinion> {
+    /// Rounding must not bring a mean of scores on the scale's end beyond it.
+    fn mean(self, scale: &Scale) -> Option<Opinion> {
         let raters = self.raters as f64;
-        let divided = |sums: Vec<f64>| sums.into_iter().map(|sum| sum / raters).collect();
-        Some(Opinion {
-            scores: divided(self.scores),
-            distributions: self.distributions.into_iter().map(divided).collect(),
-            raters: u32::try_from(self.raters).ok()?,
+        let mean = |sum: f64| (sum / raters).clamp(scale.min_score, scale.max_score);
+        let shares = |sums: Vec<f64>| sums.into_iter().map(|sum| sum / raters).collect();
+        (self.raters > 0).then(|| Opinion {
+            scores: self.scores.into_iter().map(mean).collect(),
+            distributions: self.distributions.into_iter().map(shares).collect(),
+            raters: u32::try_from(self.raters).map_or(MOST_RATERS, |raters| raters.min(MOST_RATERS)),
         })
     }
 }
@@ -162,6 +167,17 @@ mod tests {
         assert_eq!(Opinion::aggregate([], &SCALE), None);
         let bins = Opinion { distributions: vec![vec![0.5, 0.5]], ..one.clone() };
         assert_eq!(Opinion::aggregate([&one, &bins], &SCALE), None);
+    }
+
+    #[test]
+    fn a_mean_of_the_lowest_score_is_no_lower() {
+        let scale = Scale { min_score: 0.1, max_score: 0.7, num_tokens: 7 };
+        for score in [0.1, 0.7] {
+            for raters in 1..200 {
+                let all = vec![Opinion::of_scores(vec![score]); raters];
+                assert_eq!(Opinion::aggregate(&all, &scale).unwrap().check(&scale), Ok(()), "{raters}");
+            }
+        }
     }
 
     fn opinion() -> impl Strategy<Value = Opinion> {

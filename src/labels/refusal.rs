@@ -51,6 +51,8 @@ pub enum Refusal {
     NoNumber { column: &'static str, text: String },
     #[error("the same object, rater and time as on line {line}; keep one of them, or tell the times apart")]
     Repeated { line: usize },
+    #[error("bucket {0:?} is not in s3.buckets; add it there, or leave the label out")]
+    Bucket(String),
     #[error("image {0:?} names no bucket; write s3://bucket/key, or give --bucket")]
     NoBucket(String),
     #[error("turn {turn} of conversations is from {from:?}; turns are from human and gpt, by turns")]

@@ -16,6 +16,9 @@ pub struct Scale {
 }
 
 impl Scale {
+    /// 1 to 10 in ten bins, as in the paper's experiments.
+    pub const PAPER: Self = Self { min_score: 1.0, max_score: 10.0, num_tokens: 10 };
+
     /// A scale of at least two bins whose ends are finite and in order; `None` for anything else.
     pub fn new(min_score: f64, max_score: f64, num_tokens: usize) -> Option<Self> {
         let ordered = min_score.is_finite() && max_score.is_finite() && min_score < max_score;
@@ -31,6 +34,13 @@ impl Scale {
     /// The expectation of a distribution over the bins.
     pub fn mean(&self, distribution: &[f64]) -> f64 {
         distribution.iter().enumerate().map(|(index, share)| share * self.bin(index)).sum()
+    }
+
+    /// The standard deviation of a distribution over the bins, in score units.
+    pub fn std(&self, distribution: &[f64]) -> f64 {
+        let mean = self.mean(distribution);
+        let shares = distribution.iter().enumerate();
+        shares.map(|(index, share)| share * (self.bin(index) - mean).powi(2)).sum::<f64>().sqrt()
     }
 
     /// The bin of a score, or the two that it lies between, with shares that sum to 1 and whose expectation
@@ -92,6 +102,13 @@ mod tests {
         {
             assert_eq!(Scale::new(min, max, bins), None, "{min} {max} {bins}");
         }
+    }
+
+    #[test]
+    fn raters_at_either_end_are_half_the_range_from_their_mean() {
+        let mut halves = [0.0; 10];
+        (halves[0], halves[9]) = (0.5, 0.5);
+        assert_eq!((SCALE.mean(&halves), SCALE.std(&halves)), (5.5, 4.5));
     }
 
     #[test]

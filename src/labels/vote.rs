@@ -85,31 +85,19 @@ impl Vote {
     /// Reads a record of the labels topic:
     /// `{"bucket","key","etag","rater","score"|"votes","labelled_at","conversations"?}`. `score` is a number
     /// or a list of one per `[SCORE]`; `votes` are raters counted by bin, or a list of such lists. Without
-    /// `labelled_at` the vote is as old as its record, `stamped`.
+    /// `labelled_at` the vote is as old as its record, `stamped`, where that is known.
     ///
     /// # Errors
     /// Why it is no vote.
     pub fn from_record(
         payload: &[u8],
-        stamped: OffsetDateTime,
+        stamped: Option<OffsetDateTime>,
         scale: &Scale,
         now: OffsetDateTime,
     ) -> Result<Self, Refusal> {
         let mut fields: Map<String, Value> =
             serde_json::from_slice(payload).map_err(|error| syntax(&error).1)?;
         let object = object_of(&mut fields)?;
-        let vote = Self::from_fields(object, fields, stamped, scale)?;
-        vote.check(scale, now)?;
-        Ok(vote)
-    }
-
-    /// A vote on `object` from the other fields of a record; not checked yet.
-    pub(super) fn from_fields(
-        object: LabelledObject,
-        mut fields: Map<String, Value>,
-        stamped: OffsetDateTime,
-        scale: &Scale,
-    ) -> Result<Self, Refusal> {
         let rater = text("rater", &mut fields, "say who rated the photo")?;
         let scores = number_or_list("score", fields.shift_remove("score"))?;
         let counts = list_or_lists("votes", fields.shift_remove("votes"), count)?;
@@ -122,11 +110,17 @@ impl Vote {
             None | Some(Value::Null) => Vec::new(),
             given => turns(given)?,
         };
-        let labelled_at = match optional_text("labelled_at", &mut fields)? {
-            Some(text) => parse_time(&text)?,
-            None => whole_microseconds(stamped),
-        };
-        Ok(Self { object, rater, opinion, conversation, labelled_at })
+        let labelled_at =
+            match optional_text("labelled_at", &mut fields)? {
+                Some(text) => parse_time(&text)?,
+                None => whole_microseconds(stamped.ok_or(Refusal::Missing {
+                    field: "labelled_at",
+                    remedy: "say when the vote was given",
+                })?),
+            };
+        let vote = Self { object, rater, opinion, conversation, labelled_at };
+        vote.check(scale, now)?;
+        Ok(vote)
     }
 }
 
@@ -146,7 +140,8 @@ pub(super) fn parse_time(text: &str) -> Result<OffsetDateTime, Refusal> {
         .map_err(|_| Refusal::Time(text.to_owned()))
 }
 
-pub(super) fn whole_microseconds(time: OffsetDateTime) -> OffsetDateTime {
+/// Cut to microseconds, as Postgres keeps times, and in UTC.
+pub fn whole_microseconds(time: OffsetDateTime) -> OffsetDateTime {
     time.replace_nanosecond(time.microsecond() * 1000).unwrap_or(time).to_offset(time::UtcOffset::UTC)
 }
 
@@ -189,7 +184,7 @@ mod tests {
 
     fn read(record: &Value) -> Result<Vote, Refusal> {
         let stamped = datetime!(2026-11-24 11:00:00.123_456_789 UTC);
-        Vote::from_record(record.to_string().as_bytes(), stamped, &SCALE, NOW)
+        Vote::from_record(record.to_string().as_bytes(), Some(stamped), &SCALE, NOW)
     }
 
     fn record() -> Value {
@@ -270,7 +265,7 @@ mod tests {
             assert!(read(&wrong).unwrap_err().to_string().contains(expected), "{expected}");
         }
         for bytes in [&b"{"[..], b"[]", b"\xff", b""] {
-            assert!(matches!(Vote::from_record(bytes, NOW, &SCALE, NOW), Err(Refusal::Json(_))));
+            assert!(matches!(Vote::from_record(bytes, None, &SCALE, NOW), Err(Refusal::Json(_))));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A checkpoint behind the [`Scorer`] trait.
 
 use super::{
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, short_name},
     decode::{EmbeddedPrompt, Generated, GreedyOptions, generate},
     device::{has_bf16_instructions, use_threads},
     error::{ModelError, first_line},
@@ -218,7 +218,7 @@ pub fn served_version(settings: &ModelSettings) -> Result<String, ModelError> {
 /// joined by `+`; a prompt of one's own goes in as eight digits of its own digest.
 fn version_name(checkpoint: &str, prompt: &PromptChoice, kind: Kind) -> String {
     let digits = |digest: &str, count| digest.chars().take(count).collect::<String>();
-    let checkpoint = digits(checkpoint, "sha256:".len() + 12);
+    let checkpoint = short_name(checkpoint);
     let prompt = match prompt {
         PromptChoice::Assess | PromptChoice::Arch => prompt.to_string(),
         PromptChoice::Text(text) => {

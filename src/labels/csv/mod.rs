@@ -19,7 +19,7 @@ const COLUMNS: [&str; 8] = ["bucket", "key", "etag", "image", "rater", "score", 
 const SIMILAR: f64 = 0.85;
 
 /// What a label is of.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Place {
     /// An object in S3.
     Object(LabelledObject),

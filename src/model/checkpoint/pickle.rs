@@ -32,26 +32,46 @@ const LONGEST_TEXT: usize = 512;
 /// The most dimensions of a tensor.
 const MOST_DIMENSIONS: usize = 8;
 
+/// A pickle that gives no tensors: what is wrong with it, for a message that names the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum PickleError {
+    /// It is no pickle that Python could have written whole.
+    Damaged(String),
+    /// It holds something other than a dictionary of tensors.
+    Foreign(String),
+}
+
+impl From<String> for PickleError {
+    fn from(problem: String) -> Self {
+        Self::Damaged(problem)
+    }
+}
+
+impl From<&str> for PickleError {
+    fn from(problem: &str) -> Self {
+        Self::Damaged(problem.into())
+    }
+}
+
 /// Reads a pickled dictionary from names to tensors; other values in it are left out.
 ///
 /// # Errors
-/// What is wrong, for a message that names the file.
-pub(super) fn read_tensors(pickle: &[u8]) -> Result<BTreeMap<Rc<str>, PickledTensor>, String> {
+/// [`PickleError`] for anything else.
+pub(super) fn read_tensors(pickle: &[u8]) -> Result<BTreeMap<Rc<str>, PickledTensor>, PickleError> {
     let mut machine = Machine { input: pickle, stack: Vec::new(), marks: Vec::new(), memo: HashMap::new() };
     let Value::Dict(entries) = machine.run()? else {
-        return Err("it holds no dictionary of tensors".into());
+        return Err(PickleError::Foreign("it holds no dictionary of tensors".into()));
     };
     let mut tensors = BTreeMap::new();
     for (name, value) in entries.list {
         match (name, value) {
             (Value::Text(name), Value::Tensor(tensor)) => match tensors.entry(name) {
                 Entry::Vacant(place) => drop(place.insert(Rc::unwrap_or_clone(tensor))),
-                Entry::Occupied(place) => return Err(format!("it holds `{}` twice", place.key())),
+                Entry::Occupied(place) => return Err(format!("it holds `{}` twice", place.key()).into()),
             },
             (Value::Text(name), Value::Dict(_)) => {
-                return Err(format!(
-                    "`{name}` is a dictionary of its own (a training checkpoint?); save the model's state dict alone"
-                ));
+                let problem = format!("`{name}` in it is a dictionary of its own (a training checkpoint?)");
+                return Err(PickleError::Foreign(problem));
             }
             _ => {}
         }
@@ -107,14 +127,14 @@ struct Machine<'a> {
 }
 
 impl<'a> Machine<'a> {
-    fn run(&mut self) -> Result<Value, String> {
+    fn run(&mut self) -> Result<Value, PickleError> {
         loop {
             let opcode = self.byte()?;
             match opcode {
                 0x80 => {
                     let version = self.byte()?;
                     if version > 5 {
-                        return Err(format!("pickle protocol {version} is unknown"));
+                        return Err(format!("pickle protocol {version} is unknown").into());
                     }
                 }
                 // FRAME: a length that only speeds up streaming.
@@ -135,8 +155,8 @@ impl<'a> Machine<'a> {
                 }
                 0x8a => {
                     let length = self.byte()?;
-                    let value = little_endian(self.take(length.into())?)?;
-                    self.stack.push(Value::Integer(value));
+                    let value = little_endian(self.take(length.into())?);
+                    self.stack.push(value.map_or(Value::Other, Value::Integer));
                 }
                 b'G' => {
                     self.take(8)?;
@@ -227,8 +247,8 @@ impl<'a> Machine<'a> {
                 }
                 // BUILD: attributes such as `_metadata`, which hold no tensors.
                 b'b' => drop(self.pop()?),
-                b'.' => return self.pop(),
-                other => return Err(format!("pickle opcode 0x{other:02x} is not used for tensors")),
+                b'.' => return Ok(self.pop()?),
+                other => return Err(format!("pickle opcode 0x{other:02x} is not used for tensors").into()),
             }
         }
     }
@@ -362,21 +382,25 @@ fn utf8(bytes: &[u8]) -> Result<&str, String> {
     std::str::from_utf8(bytes).map_err(|_| "a text in it is not UTF-8".into())
 }
 
-/// A two's complement integer of up to 8 bytes.
-fn little_endian(bytes: &[u8]) -> Result<i64, String> {
+/// A two's complement integer of up to 8 bytes. No tensor needs a longer one, but other values beside
+/// the tensors may.
+fn little_endian(bytes: &[u8]) -> Option<i64> {
     let negative = bytes.last().is_some_and(|byte| byte & 0x80 != 0);
     let mut extended = [if negative { 0xff } else { 0 }; 8];
-    extended.get_mut(..bytes.len()).ok_or("an integer in it is too large")?.copy_from_slice(bytes);
-    Ok(i64::from_le_bytes(extended))
+    extended.get_mut(..bytes.len())?.copy_from_slice(bytes);
+    Some(i64::from_le_bytes(extended))
 }
 
-fn constructor(module: &str, name: &str) -> Result<Value, String> {
+fn constructor(module: &str, name: &str) -> Result<Value, PickleError> {
     Ok(Value::Constructor(match (module, name) {
         ("collections", "OrderedDict") => Constructor::OrderedDict,
         ("torch._utils", "_rebuild_tensor_v2") => Constructor::RebuildTensor,
         ("torch._utils", "_rebuild_parameter") => Constructor::RebuildParameter,
         ("torch", class) if class.ends_with("Storage") => Constructor::StorageClass(class.into()),
-        _ => return Err(format!("it names `{module}.{name}`, which no dictionary of tensors needs")),
+        _ => {
+            let problem = format!("it holds a `{module}.{name}`, which is no plain tensor");
+            return Err(PickleError::Foreign(problem));
+        }
     }))
 }
 
@@ -486,10 +510,24 @@ mod tests {
 
     #[test]
     fn anything_but_tensors_is_refused_by_name() {
-        let message = read_tensors(b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00id\x85R.").unwrap_err();
-        assert!(message.contains("os.system"), "{message}");
-        let message = read_tensors(b"\x80\x02}X\x05\x00\x00\x00model}s.").unwrap_err();
-        assert!(message.contains("`model`") && message.contains("state dict"), "{message}");
+        let refusal = |pickle: &[u8]| match read_tensors(pickle).unwrap_err() {
+            PickleError::Foreign(problem) => problem,
+            PickleError::Damaged(problem) => panic!("{problem}"),
+        };
+        let problem = refusal(b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00id\x85R.");
+        assert!(problem.contains("os.system"), "{problem}");
+        let problem = refusal(b"\x80\x02}X\x05\x00\x00\x00model}s.");
+        assert!(problem.contains("`model`") && problem.contains("dictionary of its own"), "{problem}");
+        assert!(refusal(b"\x80\x02].").contains("no dictionary of tensors"));
+    }
+
+    #[test]
+    fn values_beside_the_tensors_are_left_out_however_large() {
+        let mut pickle = written(&["w".into()], &[2], &[1]);
+        assert_eq!(pickle.pop(), Some(b'.'));
+        pickle.extend(b"X\x04\x00\x00\x00seed\x8a\x0b\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01s");
+        pickle.extend(b"X\x04\x00\x00\x00note](K\x01K\x02es.");
+        assert_eq!(read_tensors(&pickle).unwrap().keys().map(|name| &**name).collect::<Vec<_>>(), ["w"]);
     }
 
     #[test]
@@ -497,7 +535,8 @@ mod tests {
         let mut pickle = b"\x80\x02)".to_vec();
         pickle.extend(std::iter::repeat_n(0x85, 1 << 20));
         pickle.push(b'.');
-        assert!(read_tensors(&pickle).unwrap_err().contains("nested"));
+        let error = read_tensors(&pickle).unwrap_err();
+        assert_eq!(error, PickleError::Damaged("its values are nested too deeply".into()));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::{
     checkpoint::{Checkpoint, short_name},
+    config::ScoreHeadConfig,
     decode::{EmbeddedPrompt, Generated, GreedyOptions, generate},
     device::{has_bf16_instructions, use_threads},
     error::{ModelError, first_line},
@@ -11,7 +12,7 @@ use super::{
     prompt::PromptTokens,
     score_head::{SCORE_TOKEN, ScoreHead, fill_scores},
     settings::{ModelSettings, PromptChoice},
-    tokenizer::Tokenizer,
+    tokenizer::{Tokenizer, TokenizerError},
 };
 use crate::{
     fault::{ErrorCode, ItemError, Stage},
@@ -66,6 +67,7 @@ impl TorchScorer {
             );
         }
         let tokenizer = Tokenizer::open(folder)?;
+        check_score_tokens(&score, config.language.vocab_size, &tokenizer, folder)?;
         let prompt = PromptTokens::of_choice(&settings.prompt, &tokenizer)?;
         let positions = prompt.positions(config.image_positions().unsigned_abs() as usize) as u64;
         let activations = config.activation_bytes(1, positions, kind.elt_size_in_bytes() as u64);
@@ -200,6 +202,29 @@ impl Scorer for TorchScorer {
         let generated = generated.map_err(|error| scorer_error(batch.len(), &error))?;
         Ok(generated.into_iter().map(|generated| self.answer(generated)).collect())
     }
+}
+
+/// The tokenizer must be able to write `[SCORE]` down, or no answer could be read.
+fn check_score_tokens(
+    score: &ScoreHeadConfig,
+    vocab_size: i64,
+    tokenizer: &Tokenizer,
+    folder: &Path,
+) -> Result<(), ModelError> {
+    if let Some(last) = score.output_last_id.filter(|last| *last != vocab_size - 1) {
+        tracing::warn!(
+            "{}: `output_last_id` is {last}, but scores are read from the last {} of {vocab_size} logits, as the \
+             reference reads them; take a checkpoint whose vocabulary ends with its score tokens",
+            folder.join("config.json").display(),
+            score.num_tokens
+        );
+    }
+    if u32::try_from(score.score_id).ok().and_then(|id| tokenizer.token(id)).is_some() {
+        return Ok(());
+    }
+    let path = folder.join("added_tokens.json");
+    let problem = format!("has no token of the id {} that config.json states as `score_id`", score.score_id);
+    Err(TokenizerError::Model { path, problem }.into())
 }
 
 /// The version that a worker with these settings writes into its rows. Reads the checkpoint's files once

@@ -90,10 +90,10 @@ pub fn head() -> ScoreHeadConfig {
     config.score.expect("ckpt_safetensors/config.json: no score tokens")
 }
 
-/// The padding token of the golden checkpoint's tokenizer.
+/// The padding token of the golden checkpoint's tokenizer, or what training pads with where it has none.
 pub fn pad() -> i64 {
     let tokenizer = Tokenizer::open(&checkpoint()).unwrap();
-    i64::from(tokenizer.pad().expect("ckpt_safetensors: no padding token"))
+    i64::from(tokenizer.pad().unwrap_or(tokenizer.unknown()))
 }
 
 pub fn samples() -> Vec<Sample> {

@@ -144,6 +144,13 @@ impl TensorIndex {
                 return Self::read_sharded(folder, format, &weight_map);
             }
         }
+        if folder.join("adapter_config.json").exists() {
+            return Err(CheckpointError::layout(
+                folder,
+                "holds an adapter, and not the weights that it adapts",
+                "merge both in Python: PeftModel.from_pretrained(model, adapter).merge_and_unload(), and save that",
+            ));
+        }
         Err(CheckpointError::layout(
             folder,
             "holds no weights (model.safetensors or pytorch_model.bin, or either's .index.json)",

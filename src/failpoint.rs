@@ -66,6 +66,14 @@ pub(crate) fn reach(name: &'static str) {
     let _ = name;
 }
 
+/// [`reach`] once for each of `items`, where many come to the same place together: then the action
+/// counts items there too.
+pub(crate) fn reach_each(name: &'static str, items: usize) {
+    for _ in 0..items {
+        reach(name);
+    }
+}
+
 /// As if the machine had lost its power: no destructor, no buffer and no hook runs.
 #[cfg(feature = "dev")]
 fn die(name: &str) {

@@ -62,6 +62,8 @@ pub enum ErrorCode {
     Superseded,
     /// A passing fault did not pass in time.
     RetryExhausted,
+    /// The vote is nonsense, or on a bucket that may not be named.
+    InvalidLabel,
     /// The item kills the process that works on it.
     Poison,
 }

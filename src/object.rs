@@ -82,6 +82,20 @@ impl ScoreId {
         ])
     }
 
+    /// The id of a removal: of one version if `object` names one, else of the key. It is never that of
+    /// a score, so that a score and the removal of what was scored have a row each.
+    pub fn of_removal(object: &ObjectRef, model: &ModelVersion) -> Self {
+        Self::from_parts(&[
+            "removal",
+            &object.bucket,
+            &object.key,
+            object.version_id.as_deref().unwrap_or_default(),
+            &model.model,
+            &model.version,
+            &model.preprocess_revision.to_string(),
+        ])
+    }
+
     /// The id of an item too malformed to name an object: the place it was read from.
     pub fn of_position(topic: &str, partition: i32, offset: i64, item: u32) -> Self {
         Self::from_parts(&["position", topic, &partition.to_string(), &offset.to_string(), &item.to_string()])
@@ -124,6 +138,19 @@ mod tests {
         other.etag = Some("e".into());
         other.size = Some(3);
         assert_eq!(ScoreId::derive(&one, &model()), ScoreId::derive(&other, &model()));
+    }
+
+    #[test]
+    fn a_removal_never_has_the_id_of_a_score() {
+        let bare = ObjectRef::new("b", "k");
+        let etag = ObjectRef { etag: Some("e".into()), size: Some(1), ..bare.clone() };
+        let version = ObjectRef { version_id: Some("1".into()), ..bare.clone() };
+        for object in [&bare, &etag, &version] {
+            assert_ne!(ScoreId::of_removal(object, &model()), ScoreId::derive(object, &model()));
+        }
+        // The event of a removal may or may not repeat what the object was.
+        assert_eq!(ScoreId::of_removal(&bare, &model()), ScoreId::of_removal(&etag, &model()));
+        assert_ne!(ScoreId::of_removal(&bare, &model()), ScoreId::of_removal(&version, &model()));
     }
 
     #[test]

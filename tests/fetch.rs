@@ -492,6 +492,30 @@ async fn a_slow_object_is_asked_for_twice_and_the_faster_answer_counts() {
 }
 
 #[tokio::test]
+async fn a_second_request_is_sent_only_where_there_is_room_for_a_second_copy() {
+    /// Says when it is given back.
+    struct Room(Arc<AtomicU32>);
+    impl Drop for Room {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    let s3 = Scripted::start().await;
+    let object = s3.put("a.jpg", &content(5000)).await;
+    let settings = S3Settings { hedge_after_ms: 50, hedge_percent: 100, ..s3.settings.clone() };
+    let fetcher = Fetcher::connect(&settings).await.unwrap();
+    for (has_room, requests) in [(false, 1), (true, 2)] {
+        let reads = s3.fault_first(1, Fault::Delay(Duration::from_millis(800)));
+        let returned = Arc::new(AtomicU32::new(0));
+        let room = || has_room.then(|| Room(Arc::clone(&returned)));
+        let image = fetcher.fetch_in(fetcher.slot().await, &object, LIMIT, room).await.unwrap();
+        assert_eq!(image.bytes, content(5000));
+        assert_eq!(reads.load(Ordering::SeqCst), requests);
+        assert_eq!(returned.load(Ordering::SeqCst), u32::from(has_room));
+    }
+}
+
+#[tokio::test]
 async fn a_body_that_stops_coming_is_hedged_too() {
     let s3 = Scripted::start().await;
     let object = s3.put("a.jpg", &content(300_000)).await;

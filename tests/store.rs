@@ -232,13 +232,65 @@ async fn removing_one_version_leaves_the_others() {
         ScoreRow { object: version("v2", "2"), ..scored(second, "a.jpg", 2.0) },
     ];
     store.upsert(&rows).await.unwrap();
-    // A version's removal has the id of its score, since both name the same version.
-    let removal = ScoreRow { object: version("v1", "3"), ..removed(first, "3") };
+    let removal = ScoreRow { object: version("v1", "3"), ..removed(new_id(), "3") };
     store.upsert(&[removal]).await.unwrap();
     let stored = store.lookup(&[first, second]).await.unwrap();
     assert!(stored[&first].deleted_at.is_some());
     assert_eq!(stored[&first].row.score, Some(1.0));
     assert!(stored[&second].deleted_at.is_none());
+}
+
+#[tokio::test]
+async fn a_version_that_was_removed_needs_no_sequencer_to_stay_removed() {
+    let Fixture { store, database: _database, .. } = fixture().await;
+    let version = |version: &str, sequencer| {
+        Some(ObjectRef { version_id: Some(version.into()), ..object("a.jpg", sequencer) })
+    };
+    // The removal comes first, and one event or the other does not say when it was.
+    for (created_at, removed_at) in
+        [(None, None), (Some("1"), None), (None, Some("2")), (Some("1"), Some("2"))]
+    {
+        let name = format!("{created_at:?} {removed_at:?}");
+        let removal = ScoreRow { object: version(&name, removed_at), ..removed(new_id(), "") };
+        store.upsert(&[removal]).await.unwrap();
+        let (late, other) = (new_id(), new_id());
+        let rows = [
+            ScoreRow { object: version(&name, created_at), ..scored(late, "a.jpg", 1.0) },
+            ScoreRow { object: version("another", created_at), ..scored(other, "a.jpg", 1.0) },
+        ];
+        store.upsert(&rows).await.unwrap();
+        let stored = store.lookup(&[late, other]).await.unwrap();
+        assert!(stored[&late].deleted_at.is_some(), "{name}");
+        assert!(stored[&other].deleted_at.is_none(), "{name}");
+    }
+    // Without sequencer, nobody knows whether the key was uploaded again after its removal.
+    let unordered = ScoreRow { object: Some(object("b.jpg", None)), ..removed(new_id(), "") };
+    store.upsert(&[unordered]).await.unwrap();
+    let again = new_id();
+    let row = ScoreRow { object: Some(object("b.jpg", Some("1"))), ..scored(again, "b.jpg", 1.0) };
+    store.upsert(&[row]).await.unwrap();
+    assert!(store.lookup(&[again]).await.unwrap()[&again].deleted_at.is_none());
+}
+
+#[tokio::test]
+async fn a_score_and_its_removal_in_one_batch_are_both_written() {
+    let Fixture { store, database: _database, .. } = fixture().await;
+    let model = model();
+    let object = ObjectRef { version_id: Some("v1".into()), ..object("a.jpg", Some("1")) };
+    let later = ObjectRef { sequencer: Some("2".into()), ..object.clone() };
+    let (id, removal) = (ScoreId::derive(&object, &model), ScoreId::of_removal(&later, &model));
+    let rows = [
+        ScoreRow { object: Some(later), ..removed(removal, "2") },
+        ScoreRow { object: Some(object), ..scored(id, "a.jpg", 1.0) },
+    ];
+    for _ in 0..2 {
+        let stored = store.upsert(&rows).await.unwrap();
+        assert_eq!(stored[&id].row.status, ItemStatus::Scored);
+        assert_eq!(stored[&removal].row.status, ItemStatus::Deleted);
+    }
+    let stored = store.lookup(&[id, removal]).await.unwrap();
+    assert_eq!(stored[&id].row.score, Some(1.0));
+    assert!(stored[&id].deleted_at.is_some() && stored[&removal].deleted_at.is_some());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -371,7 +423,7 @@ async fn a_lock_held_elsewhere_times_out_as_passing() {
 }
 
 struct Writer {
-    requests: mpsc::Sender<WriteRequest>,
+    requests: mpsc::Sender<WriteRequest<ScoreRow, StoredScore>>,
     task: tokio::task::JoinHandle<()>,
     shutdown: CancellationToken,
 }
@@ -383,7 +435,7 @@ fn writer(store: &Store, settings: &PostgresSettings) -> Writer {
     let retry = RetrySettings { initial_ms: 20, max_ms: 200, ..RetrySettings::default() };
     let upsert = move |rows: Vec<ScoreRow>| {
         let store = store.clone();
-        async move { store.upsert(&rows).await }
+        async move { store.upsert_rows(&rows).await }
     };
     let task = tokio::spawn(async move { write_batches(upsert, &settings, &retry, incoming, token).await });
     Writer { requests, task, shutdown }

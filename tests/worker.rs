@@ -7,6 +7,8 @@ mod hold;
 mod support;
 #[path = "worker/switch/mod.rs"]
 mod switch;
+#[path = "worker/votes.rs"]
+mod votes;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -143,6 +145,77 @@ async fn bad_records_end_in_dead_letters_and_the_rest_is_scored() {
         assert_eq!(letter.payload, record.as_bytes(), "the original bytes");
     }
     assert_eq!(outputs.iter().filter(|output| output["status"] == "scored").count(), uploads.len());
+}
+
+/// A removal has a row and an output of its own, and marks the rows that it is about.
+#[tokio::test(flavor = "multi_thread")]
+async fn removals_are_deleted_whatever_was_scored_before_them() {
+    if roc4mllm::dev::skip_without_kafka() {
+        return;
+    }
+    let stack = Stack::start(1).await;
+    let expected = support::score_images(&stack.checkpoint(), &stack.images());
+    let scored: Vec<_> = expected.into_iter().filter(|expected| expected.status == "scored").collect();
+    let uploads = stack.upload(&scored, 5).await;
+    let event = |name: &str, upload: usize, version: Option<&str>, sequencer: Option<&str>| {
+        let support::envelopes::Upload { bucket, key, etag, size } = &uploads[upload].upload;
+        let key: String = url::form_urlencoded::byte_serialize(key.as_bytes()).collect();
+        let mut object = serde_json::json!({"key": key, "versionId": version, "sequencer": sequencer});
+        if name.starts_with("ObjectCreated") {
+            object["eTag"] = etag.as_str().into();
+            object["size"] = (*size).into();
+        }
+        let s3 = serde_json::json!({"bucket": {"name": bucket}, "object": object});
+        let records = serde_json::json!({"Records": [{"eventName": name, "s3": s3}]});
+        support::envelopes::Record::plain(records.to_string())
+    };
+    let (created, deleted) = ("ObjectCreated:Put", "ObjectRemoved:Delete");
+    let marked = "ObjectRemoved:DeleteMarkerCreated";
+    let before = [
+        event(created, 0, Some("v0"), Some("0055A")),
+        event(created, 1, None, Some("0055A")),
+        event(created, 2, Some("v2"), None),
+        event(created, 3, Some("v3"), Some("0055A")),
+    ];
+    let after = [
+        event(deleted, 0, Some("v0"), Some("0055B")),
+        event(deleted, 1, None, Some("0055B")),
+        event(deleted, 2, Some("v2"), None),
+        // The version that a delete marker's event names is the marker's own.
+        event(marked, 3, Some("marker"), Some("0055B")),
+        event(deleted, 0, Some("v0"), Some("0055B")),
+        // Replayed and reordered: nothing comes back.
+        event(created, 0, Some("v0"), Some("0055A")),
+        event(deleted, 4, Some("v4"), Some("0055B")),
+        event(created, 4, Some("v4"), Some("0055A")),
+    ];
+    let worker = stack.worker(&[]);
+    let mut sent = 0;
+    for phase in [&before[..], &after[..]] {
+        for record in phase {
+            stack.produce(record).await;
+        }
+        sent += phase.len();
+        stack.wait_for_outputs(sent, WITHIN).await;
+    }
+    assert_eq!(worker.terminate(), Some(0));
+
+    let outputs = stack.outputs().await;
+    let rows = stack.rows().await;
+    let statuses: Vec<&str> = (0..sent)
+        .map(|offset| outputs::at(&outputs, offset as i64)["status"].as_str().expect("a status"))
+        .collect();
+    let (s, d) = ("scored", "deleted");
+    assert_eq!(statuses, [s, s, s, s, d, d, d, d, d, s, d, s]);
+    for output in &outputs {
+        let row = &rows[output["id"].as_str().expect("an id")];
+        assert_eq!(
+            (row.status.as_str(), row.score),
+            (output["status"].as_str().expect("a status"), output["score"].as_f64())
+        );
+        assert!(row.removed, "{output}");
+    }
+    assert_eq!(rows.len(), 10, "five scores, and five removals");
 }
 
 /// Readiness, liveness and metrics as an operator's tools see them.

@@ -19,6 +19,8 @@ pub enum BackfillError {
     Bucket(String),
     #[error("no topic to enqueue to; set kafka.backfill_topic, which workers read too, or give --topic")]
     NoTopic,
+    #[error("topic {0:?} is kafka.labels_topic, whose records are votes; use another")]
+    Votes(String),
     #[error("topic {0:?} is written by workers, which would be a loop; use another")]
     Loop(String),
     #[error(
@@ -66,6 +68,7 @@ impl BackfillError {
             | Self::Bucket(_)
             | Self::NoTopic
             | Self::Loop(_)
+            | Self::Votes(_)
             | Self::OtherTopic { .. }
             | Self::Version(_)
             | Self::Kafka(kafka::Error::Setting { .. })

@@ -95,7 +95,10 @@ fn topic_of(kafka: &KafkaSettings, args: &BackfillArgs) -> Result<String, Backfi
     if [&kafka.output_topic, &kafka.dead_letter_topic].contains(&&topic) {
         return Err(BackfillError::Loop(topic));
     }
-    if !kafka.consumed_topics().any(|consumed| consumed == topic) {
+    if kafka.labels_topic.as_ref() == Some(&topic) {
+        return Err(BackfillError::Votes(topic));
+    }
+    if !kafka.scored_topics().any(|consumed| consumed == topic) {
         tracing::warn!(topic, "no worker of this configuration reads that topic");
     }
     Ok(topic)

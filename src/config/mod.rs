@@ -5,11 +5,23 @@ mod load;
 pub use load::{ConfigError, load, render};
 
 use crate::{
-    fetch::S3Settings, http::HttpSettings, image::ImageSettings, inference::InferenceSettings,
-    kafka::KafkaSettings, model::ModelSettings, pipeline::PipelineSettings, registry::RegistrySettings,
-    retry::RetrySettings, serving::ServingSettings, store::PostgresSettings, telemetry::TelemetrySettings,
+    fetch::S3Settings,
+    http::HttpSettings,
+    image::ImageSettings,
+    inference::InferenceSettings,
+    kafka::KafkaSettings,
+    labels::{LabelsSettings, Scale, ScaleSettings},
+    model::ModelSettings,
+    model::config::ModelConfig,
+    pipeline::PipelineSettings,
+    registry::RegistrySettings,
+    retry::RetrySettings,
+    serving::ServingSettings,
+    store::PostgresSettings,
+    telemetry::TelemetrySettings,
 };
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 
 /// Everything the worker reads from `config/worker.toml` and the environment.
 ///
@@ -27,6 +39,7 @@ pub struct Config {
     pub image: ImageSettings,
     pub pipeline: PipelineSettings,
     pub retry: RetrySettings,
+    pub labels: LabelsSettings,
     pub http: HttpSettings,
     pub telemetry: TelemetrySettings,
 }
@@ -82,8 +95,33 @@ impl Config {
                 "is below image.max_bytes, so the largest image could never enter; raise it",
             );
         }
+        if let Err((key, reason)) = self.labels.check() {
+            return invalid(key, reason);
+        }
         crate::telemetry::logs::parse_filter(&self.telemetry.log_level)
             .map(drop)
             .map_err(|error| ConfigError::invalid("telemetry.log_level", &error.to_string()))
+    }
+
+    /// The scale that votes are checked against: `labels.scale`, or that of the checkpoint folder, or what
+    /// the paper's checkpoints have.
+    ///
+    /// # Errors
+    /// When `labels.scale` is none, or the checkpoint folder's `config.json` can't be read.
+    pub fn label_scale(&self) -> Result<Scale, ConfigError> {
+        self.labels.check().map_err(|(key, reason)| ConfigError::invalid(key, reason))?;
+        if let Some(ScaleSettings { min_score, max_score, num_tokens }) = self.labels.scale {
+            return Ok(Scale { min_score, max_score, num_tokens });
+        }
+        let folder = Path::new(&self.model.checkpoint);
+        if !folder.join("config.json").is_file() {
+            return Ok(Scale::PAPER);
+        }
+        let model = ModelConfig::read(folder)
+            .map_err(|error| ConfigError::invalid("model.checkpoint", &error.to_string()))?;
+        let head = model.score.and_then(|head| {
+            Scale::new(head.min_score, head.max_score, usize::try_from(head.num_tokens).unwrap_or_default())
+        });
+        Ok(head.unwrap_or(Scale::PAPER))
     }
 }

@@ -145,7 +145,7 @@ impl Fetcher {
     /// response's headers, or what has been read. A body that breaks is resumed where it broke, as
     /// often as `attempts` allows; what comes out is complete.
     pub async fn fetch(&self, object: &ObjectRef, max_bytes: u64) -> Result<FetchedImage, FetchError> {
-        self.fetch_in(self.slot().await, object, max_bytes).await
+        self.fetch_in(self.slot().await, object, max_bytes, || Some(())).await
     }
 
     /// Waits for a place among the objects that are fetched at once.
@@ -153,12 +153,14 @@ impl Fetcher {
         self.limiter.slot().await
     }
 
-    /// [`Self::fetch`] in a place taken before.
-    pub async fn fetch_in(
+    /// [`Self::fetch`] in a place taken before. `room` is asked for leave to hold a second copy of the
+    /// object, which is kept until there is only one again; without it no second request is sent.
+    pub async fn fetch_in<R>(
         &self,
         slot: Slot,
         object: &ObjectRef,
         max_bytes: u64,
+        room: impl FnOnce() -> Option<R>,
     ) -> Result<FetchedImage, FetchError> {
         if let Some(size) = object.size
             && size > max_bytes
@@ -166,24 +168,24 @@ impl Fetcher {
             return Err(FetchError::TooLarge { object: object.to_string(), size, limit: max_bytes });
         }
         let download = || body::Download::new(self, object, max_bytes).run();
+        // Both copies are there until the race is over.
+        let mut second_copy = None;
         let result = match self.settings.hedge_after_ms {
             0 => download().await,
             after_ms => {
                 self.budget().requested();
                 let second = || {
-                    // Only a place that nobody waits for: an object's first request comes first.
-                    let slot = self.limiter.spare_slot()?;
+                    // Only a place and room that nobody waits for: an object's first request comes first.
+                    second_copy = Some((self.limiter.spare_slot()?, room()?));
                     self.budget().spend().then(|| {
                         self.hedges.sent.fetch_add(1, Ordering::Relaxed);
-                        async move {
-                            let _slot = slot;
-                            download().await
-                        }
+                        download()
                     })
                 };
                 hedge::race(download(), Duration::from_millis(after_ms), second).await
             }
         };
+        drop(second_copy);
         slot.end(match &result {
             Ok(_) => Load::Fine,
             Err(FetchError::Unavailable { status, code, .. })

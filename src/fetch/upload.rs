@@ -100,12 +100,24 @@ impl Uploader {
     /// [`FetchError`].
     pub async fn put_new(&self, object: &ObjectRef, content: Bytes) -> Result<bool, FetchError> {
         let put = || async {
-            let request = self.client.put_object().bucket(&object.bucket).key(&object.key);
-            let sent = request.if_none_match("*").body(content.clone().into()).send().await;
-            match sent {
-                Ok(_) => Ok(true),
-                Err(error) if status_of(&error) == Some(412) => Ok(false),
-                Err(error) => Err(self.error(&error, object)),
+            let put = || self.client.put_object().bucket(&object.bucket).key(&object.key);
+            let Err(error) = put().if_none_match("*").body(content.clone().into()).send().await else {
+                return Ok(true);
+            };
+            match status_of(&error) {
+                Some(412) => Ok(false),
+                // The server knows no conditional writes.
+                Some(501) => match put().body(content.clone().into()).send().await {
+                    Ok(_) => Ok(true),
+                    Err(error) => Err(self.error(&error, object)),
+                },
+                // Another write of the same object is under way, and S3 asks to try again.
+                Some(409) => {
+                    let (target, code) = (format!("s3://{object}"), "ConditionalRequestConflict".to_owned());
+                    let message = "another process is writing it".to_owned();
+                    Err(FetchError::Unavailable { target, status: 409, code, message })
+                }
+                _ => Err(self.error(&error, object)),
             }
         };
         self.passing(put).await
@@ -357,8 +369,12 @@ fn is_gone<E: ServiceFault>(error: &Sdk<E>) -> bool {
 
 /// Whether a part with this ETag holds these bytes.
 fn is_md5_of(tag: &str, content: &[u8]) -> bool {
-    let digest = <Md5 as md5::Digest>::digest(content);
-    unquoted(tag) == digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+    unquoted(tag) == hexadecimal(&<Md5 as md5::Digest>::digest(content))
+}
+
+/// Two lower-case digits a byte.
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The size of every part but the last: so many that there are not too many, in whole mebibytes.
@@ -405,7 +421,7 @@ impl FileReader {
     async fn check(&mut self, file: LocalFile<'_>) -> Result<(), UploadError> {
         let changed = || UploadError::Changed { path: file.path.to_owned() };
         let (mut open, hasher) = self.open.take().ok_or_else(changed)?;
-        let digest = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let digest = hexadecimal(&hasher.finalize());
         let more =
             open.read(&mut [0]).map_err(|source| UploadError::File { path: file.path.to_owned(), source })?;
         if more > 0 || digest != file.sha256 { Err(changed()) } else { Ok(()) }
@@ -432,8 +448,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("weights");
         std::fs::write(&path, b"twelve bytes").unwrap();
-        let sha256 =
-            Sha256::digest(b"twelve bytes").iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let sha256 = hexadecimal(&Sha256::digest(b"twelve bytes"));
         for (content, bytes, fine) in [
             (&b"twelve bytes"[..], 12, true),
             (b"twelve bites", 12, false),

@@ -6,20 +6,19 @@
 //! `at_least_once` the records go first and the offsets follow, so a kill between repeats a batch.
 
 use super::client::{self, ClientRole, Context};
+use super::committer::offset_list;
 use super::config::Delivery;
-use super::decision::Verdict;
+use super::decision::{Outcome, Refusal};
 use super::ledger::StagedRecord;
 use super::lookup;
 use super::outbox::Outbox;
 use super::receipt::TopicPartition;
-use super::transactional::{RETRY_PAUSE, open_producer, remaining, retire, verdict};
+use super::transaction::{self, Ended, open_producer, retire};
 use super::{Error, KafkaSettings};
+use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::KafkaError;
-use rdkafka::producer::Producer;
-use rdkafka::{Offset, TopicPartitionList};
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 /// Waiting for another transaction to end takes the broker up to ten seconds.
@@ -92,16 +91,10 @@ impl BatchWriter {
             Some(outbox) => outbox,
             None => self.connect()?,
         };
-        let errors = outbox.client().transport_errors();
-        let begun = Instant::now();
-        let result = match self.settings.delivery {
+        let (result, suspect) = match self.settings.delivery {
             Delivery::Transactional => self.commit(&outbox, records, offsets),
-            Delivery::AtLeastOnce => self.produce_then_commit(&outbox, records, offsets),
+            Delivery::AtLeastOnce => (self.produce_then_commit(&outbox, records, offsets), false),
         };
-        // A copy of a request may still be under way after a slow call or a broken connection, and
-        // could end the next transaction: then that one gets another producer.
-        let suspect = begun.elapsed() > self.settings.socket_timeout() / 2
-            || outbox.client().transport_errors() != errors;
         if result.is_err() || suspect {
             retire(outbox);
         } else {
@@ -119,42 +112,27 @@ impl BatchWriter {
         }
     }
 
+    /// Whether the batch is committed, and whether its producer must not be used again.
     fn commit(
         &self,
         outbox: &Outbox,
         records: &[Arc<StagedRecord>],
         offsets: &[CommitOffset],
-    ) -> Result<(), Error> {
-        let producer = outbox.producer();
-        producer.begin_transaction().map_err(|error| self.failed(error.to_string()))?;
-        let staged = self.stage(outbox, records, offsets);
-        let ended = match &staged {
-            Ok(()) => self.call(|patience| producer.commit_transaction(patience)),
-            Err(_) => self.call(|patience| producer.abort_transaction(patience)),
+    ) -> (Result<(), Error>, bool) {
+        let list = match list_of(offsets) {
+            Ok(list) => list,
+            Err(error) => return (Err(offsets_failed(&self.settings, &error)), false),
         };
-        // Of two errors the first one is the cause.
-        staged.and(ended)
-    }
-
-    /// Everything of a transaction but its end.
-    fn stage(
-        &self,
-        outbox: &Outbox,
-        records: &[Arc<StagedRecord>],
-        offsets: &[CommitOffset],
-    ) -> Result<(), Error> {
-        let deadline = self.deadline();
-        let deliveries =
-            outbox.produce(records, deadline).map_err(|failure| self.failed(failure.to_string()))?;
-        if !offsets.is_empty() {
-            let list = list_of(offsets).map_err(|error| offsets_failed(&self.settings, &error))?;
-            let group = self
-                .consumer
-                .group_metadata()
-                .ok_or_else(|| self.failed("the client has no group".to_owned()))?;
-            self.call(|patience| outbox.producer().send_offsets_to_transaction(&list, &group, patience))?;
-        }
-        deliveries.wait(deadline).map_err(|failure| self.failed(failure.to_string()))
+        let Some(group) = self.consumer.group_metadata() else {
+            return (Err(self.failed("the client has no group".to_owned())), false);
+        };
+        let offsets = (!offsets.is_empty()).then_some((&list, &group));
+        let Ended { outcome, suspect } = transaction::run(outbox, &self.settings, records, offsets);
+        let result = match outcome {
+            Outcome::Committed => Ok(()),
+            Outcome::Aborted(Refusal { reason, .. }) | Outcome::Doubtful(reason) => Err(self.failed(reason)),
+        };
+        (result, suspect)
     }
 
     fn produce_then_commit(
@@ -163,7 +141,7 @@ impl BatchWriter {
         records: &[Arc<StagedRecord>],
         offsets: &[CommitOffset],
     ) -> Result<(), Error> {
-        let deadline = self.deadline();
+        let deadline = Instant::now() + Duration::from_millis(u64::from(self.settings.message_timeout_ms));
         outbox
             .produce(records, deadline)
             .and_then(|deliveries| deliveries.wait(deadline))
@@ -174,22 +152,6 @@ impl BatchWriter {
         list_of(offsets)
             .and_then(|list| self.consumer.commit(&list, CommitMode::Sync))
             .map_err(|error| offsets_failed(&self.settings, &error))
-    }
-
-    fn call(&self, attempt: impl Fn(Duration) -> Result<(), KafkaError>) -> Result<(), Error> {
-        let deadline = Instant::now() + self.settings.socket_timeout();
-        loop {
-            match attempt(remaining(deadline)) {
-                Err(error) if matches!(verdict(&error), Verdict::Retry) && Instant::now() < deadline => {
-                    thread::sleep(RETRY_PAUSE);
-                }
-                result => return result.map_err(|error| self.failed(error.to_string())),
-            }
-        }
-    }
-
-    fn deadline(&self) -> Instant {
-        Instant::now() + Duration::from_millis(u64::from(self.settings.message_timeout_ms))
     }
 
     fn failed(&self, reason: String) -> Error {
@@ -204,11 +166,5 @@ fn offsets_failed(settings: &KafkaSettings, error: &KafkaError) -> Error {
 }
 
 fn list_of(offsets: &[CommitOffset]) -> Result<TopicPartitionList, KafkaError> {
-    let mut list = TopicPartitionList::with_capacity(offsets.len());
-    for commit in offsets {
-        let mut entry = list.add_partition(&commit.source.topic, commit.source.partition);
-        entry.set_offset(Offset::Offset(commit.offset))?;
-        entry.set_metadata(&commit.metadata);
-    }
-    Ok(list)
+    offset_list(offsets.iter().map(|commit| (&commit.source, commit.offset, commit.metadata.as_str())))
 }

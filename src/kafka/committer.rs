@@ -8,6 +8,7 @@ use super::at_least_once::AtLeastOnce;
 use super::config::{Delivery, KafkaSettings};
 use super::decision::{Meaning, Refusal};
 use super::ledger::{Batch, Ledger};
+use super::receipt::TopicPartition;
 use super::source::SourceConsumer;
 use super::stats::{KafkaStats, count};
 use super::transactional::Transactional;
@@ -119,11 +120,18 @@ impl Shared {
 pub(super) fn offsets_of<'a>(
     parts: impl Iterator<Item = &'a super::ledger::BatchPart>,
 ) -> KafkaResult<TopicPartitionList> {
+    offset_list(parts.map(|part| (&part.source, part.plan.base, part.plan.metadata.as_str())))
+}
+
+/// Partitions, each with an offset and its metadata, as Kafka takes them.
+pub(super) fn offset_list<'a>(
+    offsets: impl Iterator<Item = (&'a TopicPartition, i64, &'a str)>,
+) -> KafkaResult<TopicPartitionList> {
     let mut list = TopicPartitionList::new();
-    for part in parts {
-        let mut entry = list.add_partition(&part.source.topic, part.source.partition);
-        entry.set_offset(Offset::Offset(part.plan.base))?;
-        entry.set_metadata(&part.plan.metadata);
+    for (source, offset, metadata) in offsets {
+        let mut entry = list.add_partition(&source.topic, source.partition);
+        entry.set_offset(Offset::Offset(offset))?;
+        entry.set_metadata(metadata);
     }
     Ok(list)
 }

@@ -62,6 +62,7 @@ mod settlement;
 pub mod source;
 mod stall;
 pub mod stats;
+mod transaction;
 mod transactional;
 #[cfg(test)]
 mod walk;

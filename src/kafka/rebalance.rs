@@ -19,7 +19,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 /// For how long partitions can still be committed after their revocation, where that rule is taken away.
-const UNLOCKED: Duration = Duration::from_secs(5);
+const UNLOCKED: Duration = Duration::from_secs(20);
 
 /// Tells the poll loop what a callback did.
 #[derive(Debug)]

@@ -3,10 +3,10 @@
 use super::{
     checkpoint::{Checkpoint, short_name},
     decode::{EmbeddedPrompt, Generated, GreedyOptions, generate},
-    device::has_bf16_instructions,
+    device::{has_bf16_instructions, use_threads},
     error::{ModelError, first_line},
+    families::build_family,
     family::Family,
-    mplug_owl2::MplugOwl2,
     parameters::Parameters,
     prompt::PromptTokens,
     score_head::{SCORE_TOKEN, ScoreHead, fill_scores},
@@ -76,7 +76,8 @@ impl TorchScorer {
             version: version_name(&checkpoint.digest()?.version, &settings.prompt, kind),
             preprocess_revision,
         };
-        let family = open_family(&checkpoint, kind, device, &settings.checkpoint)?;
+        let parameters = Parameters::load(&checkpoint, kind, device)?;
+        let family = build_family(checkpoint.config(), parameters, &settings.checkpoint)?;
 
         let embedded = EmbeddedPrompt::new(family.as_ref(), &prompt.before_image, &prompt.after_image)
             .map_err(|source| ModelError::Torch { doing: "embedding the prompt", source })?;
@@ -201,24 +202,6 @@ impl Scorer for TorchScorer {
     }
 }
 
-/// Builds the network that the checkpoint's `model_type` names.
-fn open_family(
-    checkpoint: &Checkpoint,
-    kind: Kind,
-    device: tch::Device,
-    named: &str,
-) -> Result<Box<dyn Family>, ModelError> {
-    let config = checkpoint.config();
-    match config.model_type.as_str() {
-        "mplug_owl2" => {
-            Ok(Box::new(MplugOwl2::new(config.clone(), Parameters::load(checkpoint, kind, device)?)?))
-        }
-        other => {
-            Err(ModelError::UnknownFamily { checkpoint: named.to_owned(), model_type: other.to_owned() })
-        }
-    }
-}
-
 /// The version that a worker with these settings writes into its rows. Reads the checkpoint's files once
 /// and loads nothing.
 ///
@@ -229,15 +212,6 @@ pub fn served_version(settings: &ModelSettings) -> Result<String, ModelError> {
     let checkpoint = Checkpoint::open(Path::new(&settings.checkpoint))?;
     let kind = settings.dtype.resolve(checkpoint.stored_kind(), device);
     Ok(version_name(&checkpoint.digest()?.version, &settings.prompt, kind))
-}
-
-/// Sets the CPU threads of one tensor operation, for the whole process.
-fn use_threads(threads: usize) {
-    let threads = match threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        threads => threads,
-    };
-    tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
 }
 
 /// `sha256:` and twelve digits of the checkpoint's digest, the prompt, and the type computed in,

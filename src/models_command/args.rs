@@ -11,7 +11,8 @@ pub enum ModelsCommand {
     List(Shown),
     /// One version: where it comes from, its files and its metrics
     Show {
-        version: String,
+        #[arg(value_name = "VERSION")]
+        named: String,
         #[command(flatten)]
         shown: Shown,
     },
@@ -21,7 +22,8 @@ pub enum ModelsCommand {
     Publish(PublishArgs),
     /// Make a version the champion, which workers switch to
     Promote {
-        version: String,
+        #[arg(value_name = "VERSION")]
+        named: String,
         /// Also if it was rejected
         #[arg(long)]
         force: bool,
@@ -29,17 +31,22 @@ pub enum ModelsCommand {
     /// Return to the champion before the present one
     Rollback,
     /// Note that a version is not good enough, and end its trials
-    Reject { version: String },
+    Reject {
+        #[arg(value_name = "VERSION")]
+        named: String,
+    },
     /// Have a candidate score a share of the keys in the champion's place
     Canary {
-        version: String,
+        #[arg(value_name = "VERSION")]
+        named: String,
         /// From 0 to 1; 0 ends it
         #[arg(value_name = "SHARE")]
         share: f64,
     },
     /// Have a candidate score a share of the items beside the champion, without publishing
     Shadow {
-        version: String,
+        #[arg(value_name = "VERSION")]
+        named: String,
         /// From 0 to 1; 0 ends it
         #[arg(value_name = "SHARE")]
         share: f64,

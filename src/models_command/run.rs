@@ -21,26 +21,26 @@ pub async fn run(config: &Config, command: &ModelsCommand, out: &mut dyn Write) 
     let store = Store::connect(&config.postgres).await?;
     match command {
         ModelsCommand::List(shown) => output::list(&store.versions().await?, shown.format, out)?,
-        ModelsCommand::Show { version, shown } => show(config, &store, version, shown.format, out).await?,
+        ModelsCommand::Show { named, shown } => show(config, &store, named, shown.format, out).await?,
         ModelsCommand::Publish(args) => publish(config, &store, args, out).await?,
-        ModelsCommand::Promote { version, force } => {
-            let version = store.find_version(version).await?.version;
+        ModelsCommand::Promote { named, force } => {
+            let version = store.find_version(named).await?.version;
             let terms = Terms { over: None, even_rejected: *force };
             announce(&store.promote_version(&version, &terms).await?, out)?;
         }
         ModelsCommand::Rollback => announce(&store.roll_back(None).await?, out)?,
-        ModelsCommand::Reject { version } => {
-            let version = store.find_version(version).await?.version;
+        ModelsCommand::Reject { named } => {
+            let version = store.find_version(named).await?.version;
             let version = store.reject_version(&version).await?;
             writeln!(out, "{} is rejected", version.version)?;
         }
-        ModelsCommand::Canary { version, share } => {
-            let version = store.find_version(version).await?.version;
+        ModelsCommand::Canary { named, share } => {
+            let version = store.find_version(named).await?.version;
             let version = store.set_canary(&version, *share).await?;
             writeln!(out, "{} is canary for {} of the keys", version.version, version.canary_share)?;
         }
-        ModelsCommand::Shadow { version, share } => {
-            let version = store.find_version(version).await?.version;
+        ModelsCommand::Shadow { named, share } => {
+            let version = store.find_version(named).await?.version;
             let version = store.set_shadow(&version, *share).await?;
             writeln!(out, "{} is shadow for {} of the items", version.version, version.shadow_share)?;
         }
@@ -52,11 +52,11 @@ pub async fn run(config: &Config, command: &ModelsCommand, out: &mut dyn Write) 
 async fn show(
     config: &Config,
     store: &Store,
-    version: &str,
+    named: &str,
     format: Format,
     out: &mut dyn Write,
 ) -> Result<(), ModelsError> {
-    let version = store.find_version(version).await?;
+    let version = store.find_version(named).await?;
     let mut reigns = store.champion_history().await?;
     reigns.retain(|reign| reign.version == version.version);
     let registry = registry(config).await?;

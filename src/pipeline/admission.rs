@@ -57,6 +57,13 @@ impl Admission {
         Some(BytesPermit { permit })
     }
 
+    /// Room for `bytes`, if there is some that nobody waits for.
+    pub fn spare_bytes(&self, bytes: u64) -> Option<BytesPermit> {
+        let blocks = blocks(bytes, self.byte_blocks);
+        let permit = Arc::clone(&self.bytes).try_acquire_many_owned(blocks).ok()?;
+        Some(BytesPermit { permit })
+    }
+
     /// Encoded bytes held or promised now.
     pub fn bytes_held(&self) -> u64 {
         (self.byte_blocks as usize - self.bytes.available_permits()) as u64 * BLOCK
@@ -89,6 +96,19 @@ mod tests {
         let whole = admission.bytes(1 << 40).await.unwrap();
         assert_eq!(admission.bytes_held(), 10 * BLOCK);
         drop(whole);
+        assert_eq!(admission.bytes_held(), 0);
+    }
+
+    #[tokio::test]
+    async fn spare_bytes_never_exceed_the_budget_and_are_given_back() {
+        let admission = admission(10 * BLOCK);
+        let mut first = admission.bytes(6 * BLOCK).await.unwrap();
+        assert!(admission.spare_bytes(6 * BLOCK).is_none());
+        assert!(admission.spare_bytes(1 << 40).is_none());
+        first.shrink_to(4 * BLOCK);
+        let second = admission.spare_bytes(6 * BLOCK).unwrap();
+        assert_eq!(admission.bytes_held(), 10 * BLOCK);
+        drop((first, second));
         assert_eq!(admission.bytes_held(), 0);
     }
 

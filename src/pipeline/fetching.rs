@@ -79,7 +79,8 @@ impl ItemTask {
             return Ok(None);
         }
         let begun = Instant::now();
-        let result = fetcher.fetch_in(slot, object, *max_image_bytes).await.map(|image| {
+        let room = || admission.spare_bytes(expected);
+        let result = fetcher.fetch_in(slot, object, *max_image_bytes, room).await.map(|image| {
             bytes.shrink_to(image.size);
             (image, bytes)
         });

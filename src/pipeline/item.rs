@@ -10,7 +10,7 @@ use super::{
 use crate::{
     failpoint::{self, Rule},
     fault::{ErrorCode, ItemError, Stage},
-    kafka::ConsumedRecord,
+    kafka::{ConsumedRecord, Ledger, Receipt},
     object::{ObjectRef, ScoreId},
     record::{
         input::{Item, ParsedItem},
@@ -131,7 +131,7 @@ impl ItemTask {
             Ok(Item::Score(object)) => self.score(object.clone()).await,
             Ok(Item::Delete(object)) => {
                 let version = Arc::clone(self.model_for(Some(object)).await?.version());
-                let id = ScoreId::derive(object, &version);
+                let id = ScoreId::of_removal(object, &version);
                 let row = ScoreRow::unscored(
                     id,
                     Some(object.clone()),
@@ -256,18 +256,8 @@ impl ItemTask {
         self.while_ours(dependency.pass()).await
     }
 
-    /// What `waiting` ends with, unless the partition goes first.
     async fn while_ours<T>(&self, waiting: impl Future<Output = T>) -> Result<T, Abandoned> {
-        let lost = async {
-            while self.still_ours().is_ok() {
-                tokio::time::sleep(OURS_CHECKED_EVERY).await;
-            }
-        };
-        tokio::select! {
-            biased;
-            ended = waiting => Ok(ended),
-            () = lost => Err(Abandoned::PartitionLost),
-        }
+        while_ours(&self.parts.ledger, &self.record.receipt, waiting).await
     }
 
     /// Who asks, for the breakers: different items are different askers.
@@ -302,6 +292,24 @@ impl ItemTask {
                 tracing::debug!(id = %stored.row.id, status = %stored.row.status, score = stored.row.score, "done")
             }
         }
+    }
+}
+
+/// What `waiting` ends with, unless the record's partition goes first.
+pub(super) async fn while_ours<T>(
+    ledger: &Ledger,
+    receipt: &Receipt,
+    waiting: impl Future<Output = T>,
+) -> Result<T, Abandoned> {
+    let lost = async {
+        while ledger.is_live(receipt) {
+            tokio::time::sleep(OURS_CHECKED_EVERY).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        ended = waiting => Ok(ended),
+        () = lost => Err(Abandoned::PartitionLost),
     }
 }
 

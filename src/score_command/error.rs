@@ -23,11 +23,11 @@ pub enum ScoreCommandError {
     NoImages(String),
     #[error(transparent)]
     S3(#[from] FetchError),
-    #[error("{}: no such folder; give --checkpoint a folder in Hugging Face layout", .0.display())]
+    #[error("{}: no such folder; name a checkpoint folder in Hugging Face layout", .0.display())]
     NoCheckpoint(PathBuf),
     #[error(transparent)]
     Preprocessor(#[from] PreprocessorError),
-    #[error("--checkpoint: {0}")]
+    #[error("checkpoint: {0}")]
     Registry(#[from] RegistryError),
     #[error(transparent)]
     Start(#[from] StartError<ModelError>),

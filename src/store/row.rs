@@ -27,8 +27,7 @@ pub struct ScoreRow {
     pub id: ScoreId,
     /// `None` where the record was too malformed to name one.
     ///
-    /// A deletion that names a version marks that version alone. A delete marker's own version id
-    /// is no version of the object, so it must be left out.
+    /// A deletion that names a version marks that version alone.
     pub object: Option<ObjectRef>,
     pub model: String,
     pub model_version: String,

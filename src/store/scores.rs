@@ -61,7 +61,8 @@ FROM (
 ) removed
 WHERE scores.id = removed.id";
 
-/// Marks rows just written whose object was removed by an event that was processed before them.
+/// Marks rows just written whose object was removed by an event that was processed before them. A
+/// version never comes back, so its removal needs no sequencer to be the later event.
 const APPLY_TOMBSTONES: &str = "
 UPDATE scores SET deleted_at = removed.at
 FROM (
@@ -69,8 +70,9 @@ FROM (
     FROM scores doomed
     JOIN scores tombstone
         ON tombstone.bucket = doomed.bucket AND tombstone.object_key = doomed.object_key
-        AND tombstone.status = 'deleted' AND tombstone.sequencer >= doomed.sequencer
-        AND (tombstone.version_id IS NULL OR tombstone.version_id = doomed.version_id)
+        AND tombstone.status = 'deleted'
+        AND (tombstone.version_id = doomed.version_id
+            OR (tombstone.version_id IS NULL AND tombstone.sequencer >= doomed.sequencer))
     WHERE doomed.id = ANY($1) AND doomed.deleted_at IS NULL
     ORDER BY doomed.id
     FOR UPDATE OF doomed
@@ -113,6 +115,25 @@ impl Store {
             stored.insert(row.id, StoredScore { row: row.clone(), deleted_at, reused: false });
         }
         Ok(stored)
+    }
+
+    /// As [`Self::upsert`], with an answer a row in order: several rows may have one id, and then the first
+    /// one was written and the others found it.
+    pub async fn upsert_rows(&self, rows: &[ScoreRow]) -> Result<Vec<Option<StoredScore>>, StoreError> {
+        let stored = self.upsert(rows).await?;
+        let mut seen = HashSet::with_capacity(rows.len());
+        let answer = |row: &ScoreRow| match stored.get(&row.id) {
+            Some(stored) => {
+                let reused = stored.reused || !seen.insert(row.id);
+                Some(StoredScore { reused, ..stored.clone() })
+            }
+            None => {
+                // Deleted by hand between the two statements.
+                tracing::warn!(id = %row.id, "a row vanished while it was written");
+                None
+            }
+        };
+        Ok(rows.iter().map(answer).collect())
     }
 
     /// Up to `limit` rows, the best scores first and rows without one last.
@@ -205,7 +226,7 @@ impl Columns {
 }
 
 /// `{1.5,2.25}`: Rust prints the shortest digits that read back as the same number.
-fn array_literal(values: &[f64]) -> String {
+pub(super) fn array_literal(values: &[f64]) -> String {
     let mut literal = String::from("{");
     for (index, value) in values.iter().enumerate() {
         let separator = if index == 0 { "" } else { "," };
@@ -216,7 +237,7 @@ fn array_literal(values: &[f64]) -> String {
     literal
 }
 
-fn json(value: &impl serde::Serialize) -> Result<String, sqlx::Error> {
+pub(super) fn json(value: &impl serde::Serialize) -> Result<String, sqlx::Error> {
     serde_json::to_string(value).map_err(|error| sqlx::Error::Encode(Box::new(error)))
 }
 
@@ -248,7 +269,7 @@ async fn insert(
         .bind(columns.item)
         .fetch_all(&mut **transaction)
         .await?;
-    failpoint::reach("row-inserted");
+    failpoint::reach_each("row-inserted", rows.len());
     Ok(written.into_iter().map(|(id,)| ScoreId(id)).collect())
 }
 
@@ -285,7 +306,10 @@ async fn apply_tombstones(
     let ordered: Vec<Uuid> = rows
         .iter()
         .filter(|row| written.contains(&row.id) && row.status != ItemStatus::Deleted)
-        .filter(|row| row.object.as_ref().is_some_and(|object| object.sequencer.is_some()))
+        .filter(|row| {
+            let object = row.object.as_ref();
+            object.is_some_and(|object| object.sequencer.is_some() || object.version_id.is_some())
+        })
         .map(|row| row.id.0)
         .collect();
     if ordered.is_empty() {

@@ -1,8 +1,8 @@
 //! Why a worker ends, as exit codes.
 
 use crate::{
-    fetch::FetchError, http::ListenError, image::PreprocessorError, inference::EngineFailure, kafka,
-    registry::RegistryError, store::StoreError,
+    config::ConfigError, fetch::FetchError, http::ListenError, image::PreprocessorError,
+    inference::EngineFailure, kafka, registry::RegistryError, store::StoreError,
 };
 
 pub use crate::fault::UNAVAILABLE;
@@ -10,6 +10,8 @@ pub use crate::fault::UNAVAILABLE;
 /// Why a worker ended.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
+    #[error(transparent)]
+    Configuration(#[from] ConfigError),
     #[error(transparent)]
     Listen(#[from] ListenError),
     #[error("Kafka: {0}")]
@@ -47,6 +49,7 @@ impl WorkerError {
         match self {
             Self::Kafka(kafka::Error::Setting { .. })
             | Self::S3(FetchError::Configuration { .. })
+            | Self::Configuration(_)
             | Self::Listen(_)
             | Self::Preprocessing(_)
             | Self::Model(_) => 2,

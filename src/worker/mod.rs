@@ -15,7 +15,8 @@ use crate::{
     http::{self, ProbeSlot, Probes},
     inference::ScoringService,
     kafka::{self, Connection, KafkaStats, Stalled},
-    pipeline::{self, Admission, Hold, Parts, Pipeline, Routes},
+    labels::Vote,
+    pipeline::{self, Admission, Hold, Parts, Pipeline, Routes, Voting},
     serving::Models,
     store::{self, ScoreRow, Store},
     telemetry::metrics::Metrics,
@@ -82,6 +83,10 @@ async fn work(
     source: Source<'_>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), WorkerError> {
+    let votes = match &config.kafka.labels_topic {
+        Some(topic) => Some((Arc::<str>::from(topic.as_str()), config.label_scale()?)),
+        None => None,
+    };
     let metrics = Metrics::new();
     let probes = ProbeSlot::default();
     let stop_http = CancellationToken::new();
@@ -113,12 +118,30 @@ async fn work(
         };
         async move { store::write_batches(upsert, &settings, &retry, requests, abandon).await }
     });
+    let (voting, recording) = match votes {
+        None => (None, None),
+        Some((topic, scale)) => {
+            let (writer, requests) = mpsc::channel(config.postgres.batch_rows.max(1));
+            let recording = tokio::spawn({
+                let (settings, retry) = (config.postgres.clone(), config.retry.clone());
+                let (hold, store, abandon) = (Arc::clone(&hold), store.clone(), abandon.clone());
+                let write = move |votes: Vec<Vote>| {
+                    let (hold, store) = (Arc::clone(&hold), store.clone());
+                    async move { pipeline::write_votes(&hold, &store, &votes, &scale).await }
+                };
+                async move { store::write_batches(write, &settings, &retry, requests, abandon).await }
+            });
+            let voting = Voting { topic, scale, writer };
+            (Some(Arc::new(voting)), Some(recording))
+        }
+    };
     let pipeline = Pipeline::new(Parts {
         ledger: Arc::clone(&ledger),
         fetcher: fetcher.clone(),
         models: Arc::clone(&models),
         store: store.clone(),
         writer,
+        voting,
         admission: Arc::clone(&admission),
         hold: Arc::clone(&hold),
         metrics: Arc::clone(&metrics),
@@ -138,7 +161,7 @@ async fn work(
     metrics.sample(samples::surroundings(&hold, &fetcher));
     metrics.sample(samples::serving(&models, &serving));
     probes.set(checks(&metrics, &stats, &ledger, Arc::clone(&models), hold));
-    tracing::info!(topics = ?config.kafka.input_topics, group = config.kafka.group, "consuming");
+    tracing::info!(topics = ?config.kafka.consumed_topics().collect::<Vec<_>>(), group = config.kafka.group, "consuming");
 
     let ending = tokio::select! {
         () = shutdown => Ending::Asked,
@@ -169,6 +192,9 @@ async fn work(
     // Both only fail by being aborted, which is what was wanted.
     let _ = pipeline.await;
     let _ = writing.await;
+    if let Some(recording) = recording {
+        let _ = recording.await;
+    }
     stop_http.cancel();
     let drained = drained.map_err(|error| WorkerError::Drain(error.to_string()))?;
     tracing::info!(

@@ -1,7 +1,14 @@
 //! Whether each dependency answers, within a deadline and by name.
 
 use super::WorkerError;
-use crate::{config::Config, fetch::Fetcher, kafka, registry, store::Store};
+use crate::{
+    config::Config,
+    fault::Disposition,
+    fetch::{FetchError, Fetcher},
+    kafka, registry,
+    retry::{RetrySettings, retry},
+    store::{Store, StoreError},
+};
 use std::{future::Future, time::Duration};
 
 /// What a configuration connects to, a line each.
@@ -52,14 +59,34 @@ pub(super) async fn kafka(config: &Config, deadline: Duration) -> Result<(), Wor
 pub(super) async fn s3(config: &Config, deadline: Duration) -> Result<Fetcher, WorkerError> {
     let fetcher = Fetcher::connect(&config.s3).await?;
     let server = fetcher.server().to_owned();
-    within("S3", &server, deadline, async { Ok(fetcher.probe().await?) }).await?;
+    let answer = patiently(config, deadline, || fetcher.probe(), FetchError::disposition);
+    within("S3", &server, deadline, async { Ok(answer.await?) }).await?;
     Ok(fetcher)
 }
 
 /// The server accepts the connection.
 pub(super) async fn postgres(config: &Config, deadline: Duration) -> Result<Store, WorkerError> {
     let server = config.postgres.server();
-    within("Postgres", &server, deadline, async { Ok(Store::connect(&config.postgres).await?) }).await
+    let answer = patiently(config, deadline, || Store::connect(&config.postgres), StoreError::disposition);
+    within("Postgres", &server, deadline, async { Ok(answer.await?) }).await
+}
+
+/// Asks again while what went wrong may pass; the last answer, once the next one would come too late.
+async fn patiently<T, E, F: Future<Output = Result<T, E>>>(
+    config: &Config,
+    deadline: Duration,
+    ask: impl FnMut() -> F,
+    disposition: impl Fn(&E) -> Disposition,
+) -> Result<T, E> {
+    let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX) / 4 * 3;
+    let settings =
+        RetrySettings { deadline_ms, max_ms: config.retry.max_ms.min(1_000), ..config.retry.clone() };
+    // What needs an operator is said at once: waiting for that is no worker's business before it has begun.
+    let passing = |error: &E| match disposition(error) {
+        Disposition::Retry => Disposition::Retry,
+        _ => Disposition::Stop,
+    };
+    retry(&settings, ask, passing).await.map_err(|gave_up| gave_up.error)
 }
 
 async fn within<T>(

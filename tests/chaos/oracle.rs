@@ -179,6 +179,18 @@ impl Evidence {
         verdict
     }
 
+    /// The ids that outputs speak of.
+    pub fn output_ids(&self) -> BTreeSet<String> {
+        let read = |record: &Committed| serde_json::from_str::<Output>(record.value.as_deref()?).ok();
+        self.outputs.iter().filter_map(read).map(|output| output.id).collect()
+    }
+
+    /// Rows that no output speaks of, yet.
+    pub fn rows_without_output(&self) -> usize {
+        let told = self.output_ids();
+        self.scores.iter().filter(|row| !told.contains(&row.id)).count()
+    }
+
     /// Offsets that the group has committed: below the committed one, or in the metadata's bitmap.
     fn covered(&self) -> HashSet<(i32, i64)> {
         let mut covered = HashSet::new();

@@ -13,6 +13,7 @@ pub struct Outcome {
     pub key: Option<String>,
     pub status: String,
     pub score: Option<f64>,
+    pub distributions: Vec<Vec<f32>>,
     error: Option<Reason>,
 }
 

@@ -5,6 +5,7 @@ use crate::rows;
 use anyhow::{Context, Result, bail};
 use roc4mllm::failpoint::Rule;
 
+const EVERYTHING: &str = "all";
 const DEFAULT_SEEDS: u64 = 3;
 const DEFAULT_LANES: usize = 2;
 const RULES: [(&str, Rule); 5] = [
@@ -26,7 +27,7 @@ pub struct Plan {
 
 impl Plan {
     /// `ROC4MLLM_CHAOS`: `all`, or row numbers with commas. `_SEEDS`: how many of each. `_BREAK`: the
-    /// rule to take away; then only rows that notice it run, unless others are named. `_LANES`.
+    /// rule to take away; then only runs that must notice it are made, unless rows are named. `_LANES`.
     pub fn from_environment() -> Result<Option<Self>> {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let Some(wanted) = variable("ROC4MLLM_CHAOS") else { return Ok(None) };
@@ -37,13 +38,18 @@ impl Plan {
         let seeds = number("ROC4MLLM_CHAOS_SEEDS", DEFAULT_SEEDS)?;
         let lanes = number("ROC4MLLM_CHAOS_LANES", DEFAULT_LANES as u64)?.max(1) as usize;
         let rule = variable("ROC4MLLM_CHAOS_BREAK").map(|name| parse_rule(&name)).transpose()?;
-        let rows = chosen(&wanted, rule)?;
+        let rows = chosen(&wanted)?;
+        let needless = |row: &Row, seed| {
+            let blind = |rule| !row.must_notice(rule, seed);
+            wanted == EVERYTHING && rule.is_some_and(blind)
+        };
         // Seed by seed, so that proxied rows and others alternate.
         let most = rows.iter().map(|row| seeds * row.variants).max().unwrap_or(0);
         let jobs = (1..=most).flat_map(|seed| {
             let due = rows.iter().filter(move |row| seed <= seeds * row.variants);
             due.map(move |row| (row.clone(), seed))
         });
+        let jobs = jobs.filter(|(row, seed)| !needless(row, *seed));
         Ok(Some(Self { jobs: jobs.collect(), rule, lanes }))
     }
 }
@@ -53,11 +59,10 @@ fn parse_rule(name: &str) -> Result<Rule> {
     found.with_context(|| format!("there is no rule {name:?}; use epoch, sort, reemit, compare or revoke"))
 }
 
-fn chosen(wanted: &str, rule: Option<Rule>) -> Result<Vec<Row>> {
+fn chosen(wanted: &str) -> Result<Vec<Row>> {
     let rows = rows::all();
-    if wanted == "all" {
-        let noticing = |row: &Row| rule.is_none_or(|rule| row.notices.contains(&rule));
-        return Ok(rows.into_iter().filter(noticing).collect());
+    if wanted == EVERYTHING {
+        return Ok(rows);
     }
     let mut chosen = Vec::new();
     for number in wanted.split(',') {

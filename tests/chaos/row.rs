@@ -32,15 +32,15 @@ pub struct Row {
     pub variants: u64,
     /// The runs of it that `cargo test` has; none if it takes too long.
     pub short: &'static [u64],
-    /// The rules whose absence it notices.
-    pub notices: &'static [Rule],
+    /// The rules whose absence it notices, in every run or in those of one variant.
+    pub notices: Vec<(Rule, Option<u64>)>,
     /// Loads, injects and makes its claims. The oracle's verdict follows by itself.
     pub run: fn(&mut Run) -> Result<()>,
 }
 
 impl Row {
     pub fn new(number: u32, fault: &'static str, broker: Broker, run: fn(&mut Run) -> Result<()>) -> Self {
-        Self { number, fault, broker, variants: 1, short: &[], notices: &[], run }
+        Self { number, fault, broker, variants: 1, short: &[], notices: Vec::new(), run }
     }
 
     #[must_use]
@@ -56,8 +56,26 @@ impl Row {
     }
 
     #[must_use]
-    pub fn notices(mut self, rules: &'static [Rule]) -> Self {
-        self.notices = rules;
+    pub fn notices(mut self, rule: Rule) -> Self {
+        self.notices.push((rule, None));
         self
+    }
+
+    /// Notices the rule's absence in the runs of one variant, counted from 0.
+    #[must_use]
+    pub fn notices_in(mut self, variant: u64, rule: Rule) -> Self {
+        self.notices.push((rule, Some(variant)));
+        self
+    }
+
+    /// Which variant run `seed` is, from 0.
+    pub fn variant(&self, seed: u64) -> u64 {
+        (seed - 1) % self.variants
+    }
+
+    /// Whether run `seed` has to find something wrong without `rule`.
+    pub fn must_notice(&self, rule: Rule, seed: u64) -> bool {
+        let variant = self.variant(seed);
+        self.notices.iter().any(|(noticed, only)| *noticed == rule && only.is_none_or(|only| only == variant))
     }
 }

@@ -87,7 +87,11 @@ fn lane(site: &Arc<Site>, queue: &Mutex<Queue>, rule: Option<Rule>, total: usize
             report.items,
             report.recovery_s,
             begun.elapsed().as_secs_f64(),
-            if report.is_clean() { "clean".to_owned() } else { report.complaints.join("; ") },
+            match rule.filter(|rule| row.must_notice(*rule, seed)) {
+                _ if !report.is_clean() => report.complaints.join("; "),
+                Some(rule) => format!("clean, and {rule:?} is gone: NOT NOTICED"),
+                None => "clean".to_owned(),
+            },
         );
         queue.reports.push(report);
     }

@@ -187,6 +187,24 @@ async fn a_403_for_everything_holds_everything_until_it_is_mended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_passing_fault_at_the_start_is_waited_out() {
+    if roc4mllm::dev::skip_without_kafka() {
+        return;
+    }
+    let around = Surroundings::start().await;
+    around.load(0..3).await;
+    let asked = AtomicU64::new(0);
+    around.s3.set_faults(move |_| {
+        let refuse = asked.fetch_add(1, Ordering::Relaxed) < 3;
+        refuse.then_some(Fault::Refuse { status: 500, code: "InternalError" })
+    });
+    let worker = around.worker(&[]);
+    around.stack.wait_for_outputs(3, WITHIN).await;
+    around.assert_all_scored(3).await;
+    assert_eq!(worker.terminate(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_single_403_is_retried_and_holds_nobody_up() {
     if roc4mllm::dev::skip_without_kafka() {
         return;
@@ -226,6 +244,36 @@ async fn an_overloaded_s3_is_asked_for_less_at_once_and_then_for_more_again() {
     reaches(&worker, limit, |limit| limit == 8.0).await;
     around.assert_all_scored(300).await;
     assert_eq!(worker.terminate(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_copy_of_a_slow_object_counts_towards_the_budget_of_bytes() {
+    if roc4mllm::dev::skip_without_kafka() {
+        return;
+    }
+    const SIZE: usize = 3 << 20;
+    let around = Surroundings::start().await;
+    around.s3.set_faults(|request| {
+        request.uri.path().contains("slow").then_some(Fault::Delay(Duration::from_secs(1)))
+    });
+    // Room for one copy, and then for two.
+    for (number, budget, hedged) in [(0_usize, SIZE + SIZE / 2, false), (1, 3 * SIZE, true)] {
+        let mut content = picture(number as u32);
+        content.resize(SIZE, 0);
+        let upload = around.put(&format!("slow-{number}.png"), content).await;
+        around.stack.produce(&Envelope::Aws.record(&[&upload])).await;
+        let worker = around.worker(&[
+            ("image.max_bytes", &SIZE.to_string()),
+            ("pipeline.max_bytes", &budget.to_string()),
+            ("s3.hedge_after_ms", "100"),
+            ("s3.hedge_percent", "100"),
+            ("retry.deadline_ms", "60000"),
+        ]);
+        around.stack.wait_for_outputs(number + 1, WITHIN).await;
+        assert_eq!(value(&worker, "roc4mllm_s3_hedged_requests_total").await > 0.0, hedged, "{budget}");
+        assert_eq!(worker.terminate(), Some(0));
+    }
+    around.assert_all_scored(2).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -42,6 +42,29 @@ pub struct FileDigest {
     pub sha256: String,
 }
 
+impl FileDigest {
+    /// Reads and hashes one file.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`] naming the file.
+    pub fn of(path: &Path) -> Result<Self, CheckpointError> {
+        let mut file = File::open(path).map_err(CheckpointError::io(path, "opening"))?;
+        let mut hasher = Sha256::new();
+        let mut buffer = vec![0_u8; 1 << 20];
+        let mut bytes = 0;
+        loop {
+            let count = file.read(&mut buffer).map_err(CheckpointError::io(path, "reading"))?;
+            if count == 0 {
+                break;
+            }
+            hasher.update(&buffer[..count]);
+            bytes += count as u64;
+        }
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Self { name, bytes, sha256: hexadecimal(&hasher.finalize()) })
+    }
+}
+
 impl Checkpoint {
     /// Hashes the weight files and the settings beside them.
     ///
@@ -93,7 +116,7 @@ pub fn hash_files(paths: Vec<PathBuf>) -> Result<Vec<FileDigest>, CheckpointErro
         for _ in 0..workers {
             scope.spawn(|| {
                 while let Some(path) = locked(&queue).next() {
-                    let result = hash_file(&path);
+                    let result = FileDigest::of(&path);
                     locked(&results).push(result);
                 }
             });
@@ -104,23 +127,6 @@ pub fn hash_files(paths: Vec<PathBuf>) -> Result<Vec<FileDigest>, CheckpointErro
 
 fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-fn hash_file(path: &Path) -> Result<FileDigest, CheckpointError> {
-    let mut file = File::open(path).map_err(CheckpointError::io(path, "opening"))?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0_u8; 1 << 20];
-    let mut bytes = 0;
-    loop {
-        let count = file.read(&mut buffer).map_err(CheckpointError::io(path, "reading"))?;
-        if count == 0 {
-            break;
-        }
-        hasher.update(&buffer[..count]);
-        bytes += count as u64;
-    }
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    Ok(FileDigest { name, bytes, sha256: hexadecimal(&hasher.finalize()) })
 }
 
 /// Two lower-case digits a byte.

@@ -60,6 +60,16 @@ pub enum StoredDtype {
 }
 
 impl StoredDtype {
+    /// The type that a torch type is stored as; `None` for what no weight may have.
+    pub fn of(kind: Kind) -> Option<Self> {
+        match kind {
+            Kind::Float => Some(Self::F32),
+            Kind::Half => Some(Self::F16),
+            Kind::BFloat16 => Some(Self::BF16),
+            _ => None,
+        }
+    }
+
     /// The torch type; `None` for what is never loaded.
     pub fn kind(&self) -> Option<Kind> {
         match self {

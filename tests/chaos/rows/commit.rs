@@ -23,7 +23,7 @@ pub fn rows() -> Vec<Row> {
         Row::new(8, "commit reply lost", Broker::Proxy, lost_reply)
             .variants(2)
             .short(&[1])
-            .notices(&[Rule::Compare]),
+            .notices(Rule::Compare),
         Row::new(9, "late EndTxn", Broker::Proxy, late_end).short(&[1]),
         Row::new(10, "coordinator moves", Broker::Proxy, coordinator_moves).variants(3),
         Row::new(11, "client fatal", Broker::Proxy, fatal).variants(2).short(&[2]),
@@ -127,7 +127,7 @@ fn coordinator_moves(run: &mut Run) -> Result<()> {
         ("NOT_COORDINATOR", code::NOT_COORDINATOR, [api::ADD_OFFSETS_TO_TXN, api::END_TXN].as_slice()),
         ("CONCURRENT_TRANSACTIONS", code::CONCURRENT_TRANSACTIONS, [api::ADD_OFFSETS_TO_TXN].as_slice()),
         ("ILLEGAL_GENERATION", code::ILLEGAL_GENERATION, [api::TXN_OFFSET_COMMIT].as_slice()),
-    ][run.variant()];
+    ][run.variant() as usize];
     run.describe(format!("coordinator moves: {name}"));
     let (worker, flow) = busy_worker(run)?;
     let times = 3 + run.random.below(5);

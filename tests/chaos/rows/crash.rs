@@ -4,6 +4,7 @@ use crate::oracle::Moment;
 use crate::proxy::{Mode, frames::Act, frames::api};
 use crate::row::{Broker, Row};
 use crate::run::{Run, START};
+use crate::worker::Worker;
 use anyhow::Result;
 use roc4mllm::failpoint::{CRASHES, Rule};
 use serde_json::json;
@@ -16,6 +17,8 @@ const ITEMS: usize = 500;
 const PER_SECOND: f64 = 200.0;
 /// What a deployment gives a process to leave (`terminationGracePeriodSeconds` is above it).
 const LEAVING: Duration = Duration::from_secs(25);
+/// What a full pipeline holds.
+const IN_FLIGHT: f64 = 500.0;
 /// Twice the session timeout, and a little.
 const LONG_SLEEP: Duration = Duration::from_millis(12_500);
 
@@ -24,26 +27,18 @@ pub fn rows() -> Vec<Row> {
         Row::new(1, "crash at any step", Broker::Apache, crash)
             .variants(CRASHES.len() as u64)
             .short(&[8, 12])
-            .notices(&[Rule::Reemit]),
+            .notices(Rule::Reemit),
         Row::new(2, "rolling deploy", Broker::Proxy, rolling_deploy).short(&[1]),
         Row::new(3, "deploy with Kafka down", Broker::Proxy, deploy_without_kafka),
-        Row::new(4, "zombie", Broker::Apache, zombie).short(&[1]).notices(&[Rule::Epoch]),
+        Row::new(4, "zombie", Broker::Apache, zombie).short(&[1]).notices(Rule::Epoch),
     ]
 }
 
 /// SIGKILL where a crash leaves another state behind each time; the successor replays.
 fn crash(run: &mut Run) -> Result<()> {
-    let place = CRASHES[run.variant()];
+    let place = CRASHES[run.variant() as usize];
     run.describe(format!("crash at {place}"));
-    // Rows and transactions come in batches: some ten rows, some twenty outputs.
-    let passes = match place {
-        "row-inserted" | "row-durable" => run.at_item / 60,
-        name if name.starts_with("transaction") || name.starts_with("outputs") || name == "offsets-sent" => {
-            run.at_item / 60
-        }
-        _ => run.at_item,
-    };
-    let setup = run.worker("a").failpoint(format!("{place}={passes}*off->1*return"));
+    let setup = run.worker("a").failpoint(format!("{place}={}*off->1*return", run.at_item));
     let worker = run.spawn(setup)?;
     worker.wait_ready(START)?;
     let flow = run.loader.flow(ITEMS, run.seed, PER_SECOND);
@@ -78,14 +73,13 @@ fn rolling_deploy(run: &mut Run) -> Result<()> {
         }
     });
     run.stand_in(json!({"batch_ms": 60}))?;
-    run.loader.load(ITEMS + 300, run.seed, None)?;
+    run.loader.load(ITEMS + 300 + run.at_item, run.seed, None)?;
     let setup = run.worker("a").set("pipeline.max_items", 512);
     let worker = run.spawn(setup)?;
-    let full = |worker: &crate::worker::Worker| {
-        Ok(worker.metric("roc4mllm_items_in_flight").is_some_and(|items| items >= 500.0))
-    };
-    worker.wait_until("busy with 500 items", START, full)?;
-    run.at_item = run.tail.items();
+    run.tail.wait_items(run.at_item, START)?;
+    let in_flight = |worker: &Worker| worker.metric("roc4mllm_items_in_flight").unwrap_or(0.0);
+    worker.wait_until("busy with 500 items", START, |worker| Ok(in_flight(worker) >= IN_FLIGHT))?;
+    run.at_least("items in flight at the SIGTERM", in_flight(&worker), IN_FLIGHT);
     let asked = Instant::now();
     worker.signal(libc::SIGTERM)?;
     run.fired(1);
@@ -95,7 +89,8 @@ fn rolling_deploy(run: &mut Run) -> Result<()> {
     run.at_least("LeaveGroup requests", left.load(Ordering::Relaxed) as f64, 1.0);
     let clean = worker.log_count(r#""unfinished":0,"uncommitted":0"#);
     run.equal("drains that left nothing to be done again", clean, 1);
-    run.inspect("drained")?;
+    let drained = run.inspect("drained")?;
+    run.equal("rows whose output its successor has to write", drained.rows_without_output(), 0);
     run.stand_in(json!({}))?;
     let setup = run.worker("b");
     run.spawn(setup)?;

@@ -9,11 +9,11 @@ use roc4mllm::dev::Fault;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const ITEMS: usize = 700;
 const PER_SECOND: f64 = 30.0;
-const SLOW_FOR: Duration = Duration::from_secs(20);
+const SLOW_FOR: Duration = Duration::from_secs(60);
 const REFUSED_FOR: Duration = Duration::from_secs(15);
 const RECOVERED: Duration = Duration::from_secs(60);
 const PARALLELISM: i64 = 16;
@@ -37,8 +37,10 @@ fn slow_down(run: &mut Run) -> Result<()> {
     let worker = run.spawn(setup)?;
     worker.wait_ready(START)?;
     run.equal("objects fetched at once at first", metric(&worker, LIMIT)?, PARALLELISM as f64);
-    let flow = run.loader.flow(ITEMS, run.seed, PER_SECOND);
+    let items = run.at_item + (SLOW_FOR.as_secs_f64() * PER_SECOND) as usize;
+    let flow = run.loader.flow(items, run.seed, PER_SECOND);
     run.tail.wait_items(run.at_item, START)?;
+    let begun = Instant::now();
     let (asked, refused) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
     run.s3.set_faults({
         let refused = Arc::clone(&refused);
@@ -50,7 +52,7 @@ fn slow_down(run: &mut Run) -> Result<()> {
     });
     let half = |worker: &Worker| Ok(metric(worker, LIMIT)? <= PARALLELISM as f64 / 2.0);
     worker.wait_until("fetching half as many objects at once", SLOW_FOR, half)?;
-    thread::sleep(SLOW_FOR);
+    thread::sleep(SLOW_FOR.saturating_sub(begun.elapsed()));
     run.equal("the worker is alive meanwhile", u8::from(worker.is_alive()), 1);
     run.fired(refused.load(Ordering::Relaxed));
     run.s3.clear_faults();
@@ -93,6 +95,7 @@ fn refused(run: &mut Run) -> Result<()> {
     flow.join()?;
     run.tail.wait_items(run.loader.items(), START)?;
     worker.wait_ready(START)?;
+    run.equal("the same process runs on", worker.is_running()?, true);
     run.equal("the breaker is open at the end", metric(&worker, OPEN)?, 0.0);
     let evidence = run.settle()?;
     run.equal("dead letters beside those of the load", evidence.dead_letters.len(), rejects(&evidence));

@@ -1,24 +1,36 @@
 //! Rows 13 to 15: logs with holes, logs that were cut, and topics that take nothing.
 
-use crate::envelopes::{Envelope, Record};
+use crate::envelopes::{Envelope, Record, Upload};
 use crate::kafka::{self, admin, options};
 use crate::load::{Announced, announced, picture};
 use crate::oracle::Evidence;
+use crate::outcome::{outcomes, seen_by_scorer};
 use crate::proxy::bodies::{code, refuse_produce};
 use crate::proxy::frames::{Act, api};
 use crate::row::{Broker, Row};
 use crate::run::{INPUT_PARTITIONS, Run, START};
+use crate::tail::Seen;
 use anyhow::{Context, Result, ensure};
 use rdkafka::admin::{AlterConfig, NewPartitions, ResourceSpecifier};
 use rdkafka::consumer::Consumer;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use roc4mllm::object::{ObjectRef, ScoreId};
+use roc4mllm::record::{Position, output::OutputRecord, trace::TraceContext};
+use roc4mllm::score::{ItemStatus, ModelVersion};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, Instant};
+use time::OffsetDateTime;
 
 const ITEMS: usize = 500;
+/// Objects announced before the log is cut and again after it.
+const KNOWN: usize = 20;
+/// Outputs whose detail has to go; `max.message.bytes` of the topics; and what a batch takes of that.
+const TRIMMED: usize = 20;
+const TOPIC_LIMIT: usize = 4_096;
+const BATCH_OVERHEAD: usize = 128;
 /// How long the log cleaner may take to get to a topic.
 const CLEANING: Duration = Duration::from_secs(60);
 const TRANSACTION: Duration = Duration::from_secs(10);
@@ -167,6 +179,8 @@ fn strangers(run: &Run, places: &BTreeSet<(i32, i64)>) -> Result<usize> {
 fn truncated(run: &mut Run) -> Result<()> {
     let setup = run.worker("a");
     let first = run.spawn(setup)?;
+    let known = photos(run, "known", KNOWN)?;
+    announce(run, &known)?;
     run.loader.load(run.at_item, run.seed, None)?;
     run.tail.wait_items(run.loader.items(), START)?;
     first.signal(libc::SIGTERM)?;
@@ -182,6 +196,7 @@ fn truncated(run: &mut Run) -> Result<()> {
     let behind = run.offsets()?.read()?.into_iter().filter(|one| one.committed < Some(one.begin)).count();
     run.at_least("partitions whose committed offset is gone", behind as f64, 1.0);
     run.fired(behind);
+    announce(run, &known)?;
     run.loader.load(ITEMS - run.at_item.min(ITEMS), run.seed << 20, None)?;
     let setup = run.worker("b").set("kafka.metadata_refresh_ms", 1_000);
     let second = run.spawn(setup)?;
@@ -193,6 +208,26 @@ fn truncated(run: &mut Run) -> Result<()> {
     run.heal();
     run.settle()?;
     run.equal("records that were gone and have an output", strangers(run, &doomed)?, 0);
+    let again = run.tail.seen().iter().filter(|seen| seen.reused && is_below(seen, "known/")).count();
+    run.equal("known objects announced again that reused their row", again, KNOWN);
+    run.rows_are_ids()
+}
+
+fn is_below(seen: &Seen, prefix: &str) -> bool {
+    seen.key.as_ref().is_some_and(|key| key.starts_with(prefix))
+}
+
+/// Uploads `count` pictures as `prefix/N.png`.
+fn photos(run: &mut Run, prefix: &str, count: usize) -> Result<Vec<Upload>> {
+    let photos = (0..count)
+        .map(|number| run.loader.put(&format!("{prefix}/{number}.png"), &picture(&mut run.random)?));
+    photos.collect()
+}
+
+fn announce(run: &Run, uploads: &[Upload]) -> Result<()> {
+    for upload in uploads {
+        run.loader.announce(upload, Envelope::Aws, None)?;
+    }
     Ok(())
 }
 
@@ -299,6 +334,10 @@ fn missing(run: &mut Run) -> Result<()> {
     let setup = run.worker("a");
     let worker = run.spawn(setup)?;
     worker.wait_ready(START)?;
+    // None of them has a dead letter, which would go with the topic.
+    let photos = photos(run, "before", run.at_item)?;
+    announce(run, &photos)?;
+    run.tail.wait_items(run.at_item, START)?;
     let bootstrap = run.bootstrap();
     run.runtime.block_on(kafka::delete_topics(&bootstrap, &[&topic]))?;
     run.fired(1);
@@ -309,14 +348,26 @@ fn missing(run: &mut Run) -> Result<()> {
     Ok(())
 }
 
-/// Records that the dead-letter topic has no room for: the letter points at the original instead.
+/// Records that the topics have no room for: outputs go without detail, and instead of its original a
+/// dead letter has a pointer.
 fn too_large(run: &mut Run) -> Result<()> {
-    run.describe("record too large for the dead-letter topic");
+    run.describe("record too large for its topic");
     for topic in [&run.topics.output, &run.topics.dead_letters] {
-        let small = AlterConfig::new(ResourceSpecifier::Topic(topic)).set("max.message.bytes", "8192");
+        let limit = TOPIC_LIMIT.to_string();
+        let small = AlterConfig::new(ResourceSpecifier::Topic(topic)).set("max.message.bytes", &limit);
         alter(run, &small)?;
     }
-    run.loader.load(ITEMS, run.seed, None)?;
+    let setup = run.worker("a");
+    let worker = run.spawn(setup)?;
+    worker.wait_ready(START)?;
+    let flow = run.loader.flow(ITEMS, run.seed, 200.0);
+    run.tail.wait_items(run.at_item, START)?;
+    for number in 0..TRIMMED {
+        let content = picture(&mut run.random)?;
+        let key = key_too_long_for_detail(run, number, &content)?;
+        let upload = run.loader.put(&key, &content)?;
+        run.loader.announce(&upload, Envelope::PlainWithEtag, None)?;
+    }
     let mut large = Vec::new();
     for number in 0..20 {
         let upload = run.loader.put(&format!("large/{number}.png"), b"no picture")?;
@@ -331,11 +382,16 @@ fn too_large(run: &mut Run) -> Result<()> {
         let items = [Announced { bucket: upload.bucket, key: upload.key, status: "rejected" }];
         large.push(run.loader.send(&record, None, &items)?);
     }
-    run.fired(large.len());
-    let setup = run.worker("a");
-    run.spawn(setup)?;
+    run.fired(large.len() + TRIMMED);
+    flow.join()?;
     run.heal();
     let evidence = run.settle()?;
+    let ends = outcomes(&evidence, "trimmed/");
+    let trimmed = ends.iter().filter(|end| end.score.is_some() && end.distributions.is_empty()).count();
+    run.equal("scores without their distributions, for which there was no room", trimmed, TRIMMED);
+    let whole = outcomes(&evidence, "").into_iter().filter(|end| !end.distributions.is_empty()).count();
+    let scored = outcomes(&evidence, "").into_iter().filter(|end| end.score.is_some()).count();
+    run.equal("scores with their distributions, for which there was", whole, scored - TRIMMED);
     let pointers = evidence.dead_letters.iter().filter(|letter| letter.headers.contains_key("dlq-pointer"));
     let pointed: BTreeSet<(i32, i64)> = pointers
         .map(|letter| {
@@ -347,4 +403,28 @@ fn too_large(run: &mut Run) -> Result<()> {
     let expected: BTreeSet<(i32, i64)> = large.into_iter().collect();
     run.equal("dead letters that point at their large originals", json!(pointed), json!(expected));
     Ok(())
+}
+
+/// A key with which the output of a picture fits into the topic only without its distributions.
+fn key_too_long_for_detail(run: &Run, number: usize, content: &[u8]) -> Result<String> {
+    let model = ModelVersion { model: "stand-in".into(), version: "stand-in".into(), preprocess_revision: 1 };
+    let answer = seen_by_scorer(content)?.answer;
+    let output_len = |key: &str| -> Result<usize> {
+        let object = ObjectRef { etag: Some("0".repeat(32)), ..ObjectRef::new(&run.loader.bucket, key) };
+        let source = Position { topic: run.topics.input.clone(), partition: 0, offset: 100, item: 0 };
+        let id = ScoreId::derive(&object, &model);
+        let now = OffsetDateTime::now_utc();
+        let mut output = OutputRecord::new(id, ItemStatus::Scored, Some(&object), &model, source, now);
+        output.score = Some(answer.score());
+        output.scores = vec![answer.score()];
+        output.distributions = answer.scores.iter().map(|value| value.distribution.clone()).collect();
+        output.text = Some(answer.text.clone());
+        Ok(output.encode(None, &TraceContext::root(), usize::MAX)?.encoded_len())
+    };
+    // A quotation mark takes two bytes of JSON and one of the key; folders, since file names are short.
+    let mut key = format!("trimmed/{number}/");
+    while output_len(&key)? < TOPIC_LIMIT - BATCH_OVERHEAD + 50 {
+        key.push(if key.len() % 200 == 0 { '/' } else { '"' });
+    }
+    Ok(key)
 }

@@ -1,5 +1,6 @@
 //! Rows 26 and 27: a Postgres that dies, is full, is fought over, or sits behind pgbouncer.
 
+use crate::outcome::letters;
 use crate::proxy::tcp::TcpProxy;
 use crate::row::{Broker, Row};
 use crate::run::{Run, START};
@@ -20,13 +21,15 @@ use url::Url;
 
 const ITEMS: usize = 500;
 const PER_SECOND: f64 = 150.0;
+/// The variant with the eight writers.
+const WRITERS: u64 = 2;
 
 pub fn rows() -> Vec<Row> {
     vec![
         Row::new(26, "Postgres trouble", Broker::Apache, trouble)
             .variants(4)
             .short(&[1, 3])
-            .notices(&[Rule::Sort]),
+            .notices_in(WRITERS, Rule::Sort),
         Row::new(27, "pgbouncer, transaction mode", Broker::Apache, pgbouncer).short(&[1]),
     ]
 }
@@ -35,7 +38,7 @@ fn trouble(run: &mut Run) -> Result<()> {
     match run.variant() {
         0 => killed_at_commit(run),
         1 => restarted(run),
-        2 => writers(run),
+        WRITERS => writers(run),
         _ => full(run),
     }
 }
@@ -107,16 +110,7 @@ fn killed_at_commit(run: &mut Run) -> Result<()> {
     run.at_least("backends killed at COMMIT", killed as f64, 1.0);
     run.at_least("connections cut", cuts as f64, 1.0);
     run.fired(usize::try_from(killed)? + cuts);
-    rows_are_ids(run)
-}
-
-/// As many rows as ids that outputs speak of; the oracle compares the two one by one.
-fn rows_are_ids(run: &mut Run) -> Result<()> {
-    let rows = number(run, "SELECT count(*) FROM scores")?;
-    let ids: std::collections::BTreeSet<String> =
-        run.tail.seen().iter().map(|seen| seen.id.clone()).collect();
-    run.equal("rows", rows, ids.len());
-    Ok(())
+    run.rows_are_ids()
 }
 
 /// A server of the run's own goes away for some seconds and comes back.
@@ -135,13 +129,14 @@ fn restarted(run: &mut Run) -> Result<()> {
     let before = run.tail.items();
     thread::sleep(Duration::from_secs(3));
     run.equal("outputs committed without Postgres", run.tail.items() - before, 0);
+    run.equal("ready without Postgres", worker.is_ready(), false);
     run.equal("alive without Postgres", worker.is_alive(), true);
     server.restart()?;
     run.heal();
     flow.join()?;
-    run.settle()?;
-    run.equal("dead letters", run.dead_letters_of("dead")?, 0);
-    rows_are_ids(run)
+    let evidence = run.settle()?;
+    run.equal("dead letters with class dead", letters(&evidence, "dead"), 0);
+    run.rows_are_ids()
 }
 
 /// Eight writers with the same ids, each in an order of its own, beside the worker.
@@ -151,7 +146,7 @@ fn writers(run: &mut Run) -> Result<()> {
     let worker = run.spawn(setup)?;
     worker.wait_ready(START)?;
     let flow = run.loader.flow(ITEMS, run.seed, PER_SECOND);
-    run.tail.wait_items(run.at_item / 4, START)?;
+    run.tail.wait_items(run.at_item, START)?;
     // Rows of a schema of their own, so that the oracle counts the worker's alone.
     run.sql("CREATE SCHEMA contended; CREATE TABLE contended.scores (LIKE public.scores INCLUDING ALL)")?;
     let deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
@@ -174,7 +169,7 @@ fn writers(run: &mut Run) -> Result<()> {
     run.equal("deadlocks", number(run, deadlocks)? - before, 0);
     let rows = number(run, "SELECT count(*) FROM contended.scores")?;
     run.equal("rows of the eight writers", rows, CONTENDED_ROWS);
-    rows_are_ids(run)
+    run.rows_are_ids()
 }
 
 const CONTENDED_ROWS: usize = 300;
@@ -253,12 +248,12 @@ fn full(run: &mut Run) -> Result<()> {
     run.sql("UPDATE disk SET full_up = false")?;
     run.heal();
     flow.join()?;
-    run.settle()?;
+    let evidence = run.settle()?;
     let refused =
         number(run, "SELECT last_value FROM fault_count WHERE is_called UNION ALL SELECT 0 LIMIT 1")?;
     run.fired(usize::try_from(refused)?);
-    run.equal("dead letters", run.dead_letters_of("dead")?, 0);
-    rows_are_ids(run)
+    run.equal("dead letters with class dead", letters(&evidence, "dead"), 0);
+    run.rows_are_ids()
 }
 
 /// The worker and another one through a pgbouncer that gives every transaction another connection.
@@ -268,11 +263,13 @@ fn pgbouncer(run: &mut Run) -> Result<()> {
     let mut through = url;
     ensure!(through.set_port(Some(port)).is_ok(), "{through} takes no port");
     run.postgres_url = through.into();
-    for name in ["a", "b"] {
-        let setup = run.worker(name);
-        run.spawn(setup)?.wait_ready(START)?;
-    }
-    run.loader.load(ITEMS, run.seed, Some(PER_SECOND))?;
+    let setup = run.worker("a");
+    run.spawn(setup)?.wait_ready(START)?;
+    let flow = run.loader.flow(ITEMS, run.seed, PER_SECOND);
+    run.tail.wait_items(run.at_item, START)?;
+    let setup = run.worker("b");
+    run.spawn(setup)?.wait_ready(START)?;
+    flow.join()?;
     run.heal();
     run.settle()?;
     let log = std::fs::read_to_string(run.folder.join("pgbouncer.log")).unwrap_or_default();
@@ -280,7 +277,7 @@ fn pgbouncer(run: &mut Run) -> Result<()> {
     run.at_least("connections of workers to pgbouncer", logins as f64, 2.0);
     run.fired(logins);
     drop(bouncer);
-    rows_are_ids(run)
+    run.rows_are_ids()
 }
 
 fn start_pgbouncer(run: &Run, url: &Url, server: SocketAddr) -> Result<(ManagedChild, u16)> {

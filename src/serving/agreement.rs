@@ -4,9 +4,10 @@ use crate::{
     evaluate::correlation,
     store::{ShadowPair, ShadowRecord, ShadowSums},
 };
+use serde::Serialize;
 
 /// The agreement of a candidate with a champion, in score units where it has a unit.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Agreement {
     pub images: u64,
     /// Mean of candidate less champion: above 0 where the candidate is kinder.
@@ -68,7 +69,7 @@ mod tests {
                 candidate,
             })
             .collect();
-        ShadowRecord { champion: "c".into(), sums: sample.iter().collect(), sample }
+        ShadowRecord { candidate: "a".into(), champion: "c".into(), sums: sample.iter().collect(), sample }
     }
 
     /// The definitions, computed elsewhere from centred scores with exactly rounded sums.

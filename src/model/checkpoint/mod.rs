@@ -18,7 +18,7 @@ mod torch_zip;
 mod writer;
 
 pub use check::Problem;
-pub use convert::{ConvertArgs, Converted, convert};
+pub use convert::{ConvertArgs, convert};
 pub use digest::{Digest, FileDigest, SETTINGS_FILES, hash_files, hexadecimal, short_name};
 pub use error::{CheckpointError, TensorProblem};
 pub use expected::{ExpectedTensor, Role, expected_tensors};

@@ -5,8 +5,8 @@ use clap::{Args, Parser, Subcommand};
 use roc4mllm::{
     backfill::{self, BackfillArgs},
     config::{self, Config, ConfigError},
-    labels_command::{self, LabelsCommandError},
     evaluate_command,
+    labels_command::{self, LabelsCommandError},
     model::checkpoint,
     models_command::{self, ModelsCommand},
     recovery::{self, RecoveryError, RedriveArgs, RepublishArgs, RestoreRowsArgs},

@@ -35,9 +35,9 @@
 //! - [`model`]: the ROC4MLLM network and everything read from a checkpoint folder; tensors live here and in
 //!   [`train`], which makes one checkpoint of another.
 //! - [`inference`]: batches and threads around a [`inference::Scorer`], knowing neither Kafka nor tensors.
+//! - [`serving`]: which model scores which object, and how one takes the place of another under load.
 //! - [`evaluate`]: how well a model predicts labels, and whether another may follow it; pure.
 //! - [`split`]: which photos are learned from and which judged by, near-duplicates on one side; pure.
-//! - [`serving`]: which model scores which object, and how one takes the place of another under load.
 //! - [`quarantine`]: images that may have killed a process, decoded and scored in another one.
 //! - [`image`]: encoded bytes to pixel values, bit-equal with the reference; no tensors, no async.
 //! - [`kafka`], [`fetch`], [`store`]: one outside system each, ignorant of the others.

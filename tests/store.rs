@@ -579,11 +579,15 @@ async fn the_agreement_of_a_shadow_is_summed_over_workers_and_sampled() {
     }
     store.record_shadow("candidate", "another", &pairs[..3]).await.unwrap();
     store.record_shadow("candidate", "another", &[]).await.unwrap();
+    store.record_shadow("candidate+assess+f32", "champion", &pairs[..1]).await.unwrap();
+    let by_either_name = store.shadow_records("candidate").await.unwrap();
+    assert_eq!(by_either_name.len(), 3, "as the registry names it, with whatever prompt and type");
+    assert_eq!(store.shadow_records("candidate+assess+f32").await.unwrap(), by_either_name[..1]);
 
     let records = store.shadow_records("candidate").await.unwrap();
     let champions: Vec<&str> = records.iter().map(|record| record.champion.as_str()).collect();
-    assert_eq!(champions, ["another", "champion"], "the latest first");
-    let (other, record) = (&records[0], &records[1]);
+    assert_eq!(champions, ["champion", "another", "champion"], "the latest first");
+    let (other, record) = (&records[1], &records[2]);
     assert_eq!((other.sums, other.sample.len()), (pairs[..3].iter().collect(), 3));
     let expected: ShadowSums = pairs.iter().collect();
     assert_eq!(record.sums.images, expected.images);

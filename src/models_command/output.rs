@@ -3,7 +3,8 @@
 use super::args::Format;
 use crate::{
     registry::Manifest,
-    store::{RegisteredVersion, Reign},
+    serving::Agreement,
+    store::{RegisteredVersion, Reign, ShadowRecord},
 };
 use serde_json::{Value, json};
 use std::io::{self, Write};
@@ -41,11 +42,13 @@ pub(super) fn list(versions: &[RegisteredVersion], format: Format, out: &mut dyn
     Ok(())
 }
 
-/// One version, with its files where the manifest is there and when it was champion.
+/// One version, with its files where the manifest is there, when it was champion, and what came of scoring
+/// beside others.
 pub(super) fn show(
     version: &RegisteredVersion,
     manifest: Option<&Manifest>,
     reigns: &[Reign],
+    shadowed: &[ShadowRecord],
     format: Format,
     out: &mut dyn Write,
 ) -> io::Result<()> {
@@ -53,6 +56,14 @@ pub(super) fn show(
         let mut document = json!(version);
         document["files"] = manifest.map_or(Value::Null, |manifest| json!(manifest.files));
         document["champion_since"] = json!(reigns);
+        document["shadowed"] = agreements(shadowed)
+            .map(|(record, agreement)| {
+                let mut entry = json!(agreement);
+                entry["candidate"] = json!(record.candidate);
+                entry["champion"] = json!(record.champion);
+                entry
+            })
+            .collect();
         return json_document(&document, out);
     }
     let or_none = |text: &Option<String>| text.clone().unwrap_or_else(|| "none known".into());
@@ -66,6 +77,18 @@ pub(super) fn show(
     line("data set", or_none(&version.dataset))?;
     for reign in reigns {
         line("champion", format!("from {} ({})", day(reign.since), reign.kind))?;
+    }
+    for (record, agreement) in agreements(shadowed) {
+        let Agreement { images, mean_difference, mean_absolute_difference, pearson, spearman } = agreement;
+        let or_none = |value: Option<f64>| value.map_or_else(|| "none".into(), |value| format!("{value:.4}"));
+        let value = format!(
+            "beside {} on {images} images: difference {mean_difference:.4}, MAE {mean_absolute_difference:.4}, \
+             PLCC {}, SRCC {}",
+            record.champion,
+            or_none(pearson),
+            or_none(spearman)
+        );
+        line("shadow", value)?;
     }
     match version.metrics.as_ref().and_then(Value::as_object) {
         None => line("metrics", "none known".into())?,
@@ -84,6 +107,10 @@ pub(super) fn show(
         }
     }
     Ok(())
+}
+
+fn agreements(shadowed: &[ShadowRecord]) -> impl Iterator<Item = (&ShadowRecord, Agreement)> {
+    shadowed.iter().filter_map(|record| Some((record, Agreement::of(record)?)))
 }
 
 fn status(version: &RegisteredVersion) -> String {
@@ -130,7 +157,10 @@ fn json_document(document: &Value, out: &mut dyn Write) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::VersionStatus;
+    use crate::{
+        object::ScoreId,
+        store::{ShadowPair, ShadowSums, VersionStatus},
+    };
 
     fn version(status: VersionStatus) -> RegisteredVersion {
         RegisteredVersion {
@@ -188,7 +218,7 @@ sha256:0123456789ab  candidate, canary of 10%, shadow of 0.5%  1970-01-01 00:00 
 
     #[test]
     fn json_has_every_field_and_the_files() {
-        let text = written(|out| show(&version(VersionStatus::Retired), None, &[], Format::Json, out));
+        let text = written(|out| show(&version(VersionStatus::Retired), None, &[], &[], Format::Json, out));
         let document: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(document["status"], "retired");
         assert_eq!(document["metrics"]["photos"], 30);
@@ -196,6 +226,36 @@ sha256:0123456789ab  candidate, canary of 10%, shadow of 0.5%  1970-01-01 00:00 
         assert!(document["files"].is_null() && document["champion_since"].as_array().unwrap().is_empty());
         assert_eq!(written(|out| list(&[], Format::Json, out)), "[]\n");
         assert!(written(|out| list(&[], Format::Table, out)).contains("models publish"));
+    }
+
+    #[test]
+    fn a_shadow_is_shown_beside_each_champion() {
+        let pairs = [(5.0, 5.25), (6.0, 6.0), (7.0, 7.5)].map(|(champion, candidate)| ShadowPair {
+            id: ScoreId::of_position("t", 0, champion as i64, 0),
+            champion,
+            candidate,
+        });
+        let record = ShadowRecord {
+            candidate: "sha256:0123456789ab+assess+f32".into(),
+            champion: "sha256:ba9876543210+assess+f32".into(),
+            sums: pairs.iter().collect(),
+            sample: pairs.into(),
+        };
+        let unseen = ShadowRecord { sums: ShadowSums::default(), sample: Vec::new(), ..record.clone() };
+        let shadowed = [record, unseen];
+        let version = version(VersionStatus::Candidate);
+        let text = written(|out| show(&version, None, &[], &shadowed, Format::Table, out));
+        let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("shadow")).collect();
+        assert_eq!(
+            lines,
+            [
+                "shadow     beside sha256:ba9876543210+assess+f32 on 3 images: difference 0.2500, MAE 0.2500, PLCC 0.9820, SRCC 1.0000"
+            ]
+        );
+        let text = written(|out| show(&version, None, &[], &shadowed, Format::Json, out));
+        let document: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(document["shadowed"].as_array().map(Vec::len), Some(1));
+        assert_eq!(document["shadowed"][0]["mean_difference"], 0.25);
     }
 
     #[test]

@@ -62,7 +62,8 @@ async fn show(
     let registry = registry(config).await?;
     let address = version.uri.parse().map_err(RegistryError::from)?;
     let manifest = registry.manifest_at(&address).await?;
-    Ok(output::show(&version, manifest.as_ref(), &reigns, format, out)?)
+    let shadowed = store.shadow_records(&version.version).await?;
+    Ok(output::show(&version, manifest.as_ref(), &reigns, &shadowed, format, out)?)
 }
 
 async fn publish(

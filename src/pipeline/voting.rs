@@ -53,7 +53,7 @@ impl VoteTask {
     }
 
     async fn finish(&self) -> Result<(), Abandoned> {
-        let Parts { ledger, metrics, hold, .. } = &*self.parts;
+        let Parts { ledger, metrics, hold, models, .. } = &*self.parts;
         let receipt = &self.record.receipt;
         let written = match self.read() {
             Ok(vote) => self.write(vote).await?,
@@ -67,10 +67,11 @@ impl VoteTask {
             }
             Err(error) => {
                 while_ours(ledger, receipt, hold.dead_letter()).await?;
+                let model = while_ours(ledger, receipt, models.model_for(None)).await?;
                 metrics.vote("rejected");
                 metrics.error(error.stage, error.code);
                 tracing::info!(code = %error.code, message = error.message, "no vote");
-                vec![self.letter(&error)]
+                vec![self.letter(&error, &model.version().version)]
             }
         };
         if let Some(timestamp) = self.record.timestamp_ms {
@@ -117,10 +118,8 @@ impl VoteTask {
         ItemError::new(code, stage, format!("vote {}: {reason}", self.record.receipt))
     }
 
-    fn letter(&self, error: &ItemError) -> StagedRecord {
+    fn letter(&self, error: &ItemError, model: &str) -> StagedRecord {
         let position = self.record.receipt.position(ITEM);
-        let champion = self.parts.models.lineup().champion;
-        let model = champion.as_ref().map_or("", |champion| champion.version().version.as_str());
         let class = DeadLetterClass::Rejected;
         outcome::letter(&self.record, &position, class, error, &Facts::default(), model, &self.parts.routes)
     }

@@ -68,6 +68,8 @@ impl<'a> FromIterator<&'a ShadowPair> for ShadowSums {
 /// What is recorded of a candidate beside one champion.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ShadowRecord {
+    /// Both as rows of `scores` name them.
+    pub candidate: String,
     pub champion: String,
     /// Over every image.
     pub sums: ShadowSums,
@@ -101,9 +103,10 @@ DELETE FROM shadow_pairs WHERE candidate = $1 AND champion = $2 AND id IN (
     SELECT id FROM shadow_pairs WHERE candidate = $1 AND champion = $2 ORDER BY id OFFSET $3)";
 
 const READ: &str = "
-SELECT champion, images, sum_champion, sum_candidate, sum_champion_squared, sum_candidate_squared,
+SELECT candidate, champion, images, sum_champion, sum_candidate, sum_champion_squared, sum_candidate_squared,
     sum_product, sum_absolute_difference
-FROM shadow_agreement WHERE candidate = $1 ORDER BY last_at DESC, champion";
+FROM shadow_agreement WHERE candidate = $1 OR starts_with(candidate, $1 || '+')
+ORDER BY last_at DESC, candidate, champion";
 
 const READ_SAMPLE: &str = "
 SELECT id, champion_score, candidate_score FROM shadow_pairs
@@ -140,7 +143,8 @@ impl Store {
         .await
     }
 
-    /// What is recorded of `candidate`, one entry a champion, the latest first.
+    /// What is recorded of `candidate`, as rows or the registry name it: one entry a champion, the latest
+    /// first.
     ///
     /// # Errors
     /// [`StoreError`] when Postgres does not answer.
@@ -150,11 +154,12 @@ impl Store {
             let rows = rows.fetch_all(&mut **transaction).await?;
             let mut records = Vec::with_capacity(rows.len());
             for row in &rows {
+                let candidate: String = row.try_get("candidate")?;
                 let champion: String = row.try_get("champion")?;
-                let sample = sqlx::query(READ_SAMPLE).persistent(false).bind(candidate).bind(&champion);
+                let sample = sqlx::query(READ_SAMPLE).persistent(false).bind(&candidate).bind(&champion);
                 let sample = sample.fetch_all(&mut **transaction).await?;
                 let sample = sample.iter().map(read_pair).collect::<Result<_, _>>()?;
-                records.push(ShadowRecord { champion, sums: ShadowSums::read(row)?, sample });
+                records.push(ShadowRecord { candidate, champion, sums: ShadowSums::read(row)?, sample });
             }
             Ok(records)
         })

@@ -5,8 +5,7 @@ use crate::{
     config::Config,
     fault::Disposition,
     fetch::{FetchError, Fetcher},
-    kafka,
-    registry,
+    kafka, registry,
     retry::{RetrySettings, retry},
     store::{Store, StoreError},
 };

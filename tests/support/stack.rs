@@ -240,6 +240,13 @@ impl Stack {
         dump(self.kafka.bootstrap().into(), self.dead_letter.clone()).await
     }
 
+    /// Every version that has made a row.
+    pub async fn versions_in_rows(&self) -> HashSet<String> {
+        let pool = sqlx::PgPool::connect(self.database.url()).await.expect("a connection");
+        let rows = sqlx::query("SELECT DISTINCT model_version FROM scores").fetch_all(&pool).await;
+        rows.expect("rows").into_iter().map(|row| row.get(0)).collect()
+    }
+
     /// Records of a topic that the group has not committed.
     pub async fn committed_lag(&self, topic: &str) -> i64 {
         let (bootstrap, group) = (self.kafka.bootstrap().to_owned(), self.group.clone());
@@ -273,13 +280,6 @@ impl Stack {
             .fetch_all(&pool)
             .await
             .expect("votes")
-    }
-
-    /// Every version that has made a row.
-    pub async fn versions_in_rows(&self) -> HashSet<String> {
-        let pool = sqlx::PgPool::connect(self.database.url()).await.expect("a connection");
-        let rows = sqlx::query("SELECT DISTINCT model_version FROM scores").fetch_all(&pool).await;
-        rows.expect("rows").into_iter().map(|row| row.get(0)).collect()
     }
 
     /// `scores`, by id.

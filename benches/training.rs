@@ -84,6 +84,7 @@ fn memory(gradient_checkpointing: bool) -> u64 {
     let trained = Trained::new(config(1024, 2752, 16, 8), Kind::Float);
     // Gradients are there before and after; only activations are measured.
     trained.step(&trained.embeddings(1, 8), &(2..6), gradient_checkpointing);
+    assert!(trained.gradients() > 0.0, "nothing was trained");
     let embeddings = trained.embeddings(BATCH, TEXT + IMAGE);
     extra_memory(|| {
         trained.step(&embeddings, &(TEXT / 2..TEXT / 2 + IMAGE), gradient_checkpointing);

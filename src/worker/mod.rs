@@ -23,7 +23,7 @@ use crate::{
 };
 use futures_util::{FutureExt, future::LocalBoxFuture};
 use model::Serving;
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -94,11 +94,25 @@ async fn work(
         http::serve(config.http.listen, probes.clone(), stop_http.clone().cancelled_owned()).await?;
     tracing::info!(%address, "probes and metrics are served");
 
-    let (store, fetcher) = connect(&config).await?;
-    // Before any producer is made: what it may send at once is bounded by the same number.
-    config.kafka.max_record_bytes = kafka::admin::record_limit(&config.kafka, RECORD_LIMIT_PATIENCE).await;
-    let Serving { models, metrics: serving, switching, _checkpoint } =
-        model::serve(&config, source, &store, &fetcher).await?;
+    let mut shutdown = pin!(shutdown);
+    let starting = async {
+        let (store, fetcher) = connect(&config).await?;
+        // Before any producer is made: what it may send at once is bounded by the same number.
+        let record_limit = kafka::admin::record_limit(&config.kafka, RECORD_LIMIT_PATIENCE).await;
+        let serving = model::serve(&config, source, &store, &fetcher).await?;
+        Ok::<_, WorkerError>((store, fetcher, record_limit, serving))
+    };
+    let (store, fetcher, record_limit, serving) = tokio::select! {
+        biased;
+        () = &mut shutdown => {
+            // Nothing was taken yet, and a model may take minutes to load.
+            tracing::info!("asked to stop before it had begun");
+            return Ok(());
+        }
+        started = starting => started?,
+    };
+    config.kafka.max_record_bytes = record_limit;
+    let Serving { models, metrics: serving, switching, _checkpoint } = serving;
 
     let Connection { records, ledger, gate, stats, fatal, control } = kafka::connect(&config.kafka)?;
     let admission = Arc::new(Admission::new(&config.pipeline));
@@ -164,7 +178,7 @@ async fn work(
     tracing::info!(topics = ?config.kafka.consumed_topics().collect::<Vec<_>>(), group = config.kafka.group, "consuming");
 
     let ending = tokio::select! {
-        () = shutdown => Ending::Asked,
+        () = &mut shutdown => Ending::Asked,
         failure = models.failed() => Ending::Failed(failure.into()),
         failure = consumer_failed(fatal) => Ending::Failed(failure),
     };

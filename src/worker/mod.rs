@@ -54,7 +54,7 @@ enum Ending {
 /// # Errors
 /// [`WorkerError`], whose exit code says what failed.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), WorkerError> {
-    work(config, Source::Configured, shutdown).await
+    work(config, Source::Configured, shutdown).boxed_local().await
 }
 
 /// As [`run`], but scores with what `service` resolves to; it is awaited once every dependency has
@@ -67,7 +67,7 @@ pub async fn run_with(
     service: impl Future<Output = Result<ScoringService, WorkerError>>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), WorkerError> {
-    work(config, Source::Given(service.boxed_local()), shutdown).await
+    work(config, Source::Given(service.boxed_local()), shutdown).boxed_local().await
 }
 
 /// Where the worker's models come from.

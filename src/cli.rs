@@ -166,6 +166,7 @@ enum CheckpointCommand {
 enum DemoModelCommand {
     Photos(roc4mllm::dev::demo_model::PhotosArgs),
     Untrained(roc4mllm::dev::demo_model::UntrainedArgs),
+    Baseline(roc4mllm::dev::demo_model::BaselineArgs),
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {
@@ -254,6 +255,14 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
         #[cfg(feature = "dev")]
         Command::DemoModel(DemoModelCommand::Untrained(args)) => {
             roc4mllm::dev::demo_model::write_untrained(&args)?;
+            Ok(0)
+        }
+        #[cfg(feature = "dev")]
+        Command::DemoModel(DemoModelCommand::Baseline(args)) => {
+            match roc4mllm::dev::demo_model::file_size_srcc(&args)? {
+                Some(srcc) => println!("SRCC of file size alone: {srcc:.3}"),
+                None => println!("SRCC of file size alone: none, all files or all labels are alike"),
+            }
             Ok(0)
         }
         Command::Backfill { config, args } => {

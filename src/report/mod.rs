@@ -1,7 +1,7 @@
 //! Self-contained HTML pages: a [`gallery`] of scores, and an [`evaluation`] of models by labels.
 //!
 //! A page loads nothing, and its content security policy forbids it to: styles and script are inline,
-//! thumbnails are `data:` addresses. What pages share is in [`shell`] and [`axis`]; only encoded thumbnails
+//! thumbnails are `data:` addresses. What pages share is in `shell` and `axis`; only encoded thumbnails
 //! are held in memory.
 
 mod axis;

@@ -32,7 +32,7 @@ impl Share {
         self.0
     }
 
-    /// Whether an object belongs to this share: its [`place`] lies below it.
+    /// Whether an object belongs to this share: its place lies below it.
     ///
     /// It depends on bucket and key alone, so every version of an object goes the same way, and an
     /// object that belongs to a share belongs to every larger one.

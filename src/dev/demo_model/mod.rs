@@ -2,10 +2,12 @@
 //! and an untrained network of a few million parameters. `scripts/demo-model.sh` joins the two with
 //! `roc4mllm train` and `roc4mllm evaluate`.
 
+mod baseline;
 mod degrade;
 mod photos;
 mod untrained;
 
+pub use baseline::{BaselineArgs, file_size_srcc};
 pub use degrade::{Degradation, degrade};
 pub use photos::{DegradedPhotos, PhotosArgs, write as write_photos};
 pub use untrained::{UntrainedArgs, write as write_untrained};
@@ -23,6 +25,8 @@ pub enum DemoModelError {
     Write { path: PathBuf, source: std::io::Error },
     #[error("{path}: {source}; give the folder of a checkpoint whose tokenizer is to be used")]
     Tokenizer { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Labels(#[from] crate::labels::LabelFileError),
     #[error("the untrained network cannot be described: {0}")]
     Network(String),
 }

@@ -90,8 +90,9 @@ fn section(index: usize, set: &SetReport<'_>, named: bool) -> Markup {
                 Some(against) => (compared(evaluation, against.comparison)),
                 None => (metrics(evaluation)),
             }
-            (predictions(evaluation, against.as_ref()))
+            div.section-head { h2 { "Predictions by label" } }
             div.plots {
+                (predictions(evaluation, against.as_ref()))
                 (residuals(evaluation, against.as_ref()))
                 (calibration(evaluation))
             }
@@ -218,12 +219,9 @@ fn predictions(evaluation: &Evaluation, against: Option<&Against<'_>>) -> Markup
         }
     };
     html! {
-        div.section-head { h2 { "Predictions by label" } }
-        div.plots {
-            @match &champions {
-                Some(pairs) => { (figure("Champion", pairs)) (figure("Challenger", &own)) }
-                None => (figure("Prediction and label", &own)),
-            }
+        @match &champions {
+            Some(pairs) => { (figure("Champion", pairs)) (figure("Challenger", &own)) }
+            None => (figure("Prediction and label", &own)),
         }
     }
 }
@@ -333,7 +331,7 @@ fn worst(set: &SetReport<'_>) -> Markup {
         @if !photos.is_empty() {
             div.section-head {
                 h2 { "Worst mistakes" }
-                p.legend { "bars: predicted" span.key.outlined {} "raters" }
+                p.legend { span.key.bars {} "predicted " span.key.outlined {} "raters" }
             }
             ol.gallery {
                 @for photo in photos {

@@ -2,7 +2,7 @@
 
 use super::{
     bootstrap::{self, BootstrapSettings, Estimate, Groups},
-    evaluation::{Evaluation, Photo},
+    evaluation::{Evaluation, Outcome, Photo},
     metrics::{Measured, Metric, Observation, Values, Workspace},
 };
 use crate::score::ModelVersion;
@@ -30,7 +30,7 @@ pub struct Comparison {
     pub photos: usize,
     /// Groups of near-duplicates among them: how many independent photos there are.
     pub groups: usize,
-    /// Whether both gave the very same scores to every photo.
+    /// Whether both gave the same scores to every photo, but for what the size of a batch changes.
     pub identical: bool,
     /// How the intervals were computed.
     pub intervals: BootstrapSettings,
@@ -109,11 +109,7 @@ impl Comparison {
             challenger: challenger.model.clone(),
             photos: sides[0].paired(),
             groups: Groups::by_name(independent).count(),
-            identical: champion
-                .photos
-                .iter()
-                .zip(&challenger.photos)
-                .all(|(one, other)| one.outcome == other.outcome),
+            identical: champion.photos.iter().zip(&challenger.photos).all(|(one, other)| is_same(one, other)),
             intervals: *settings,
             metrics: metrics.collect(),
         })
@@ -134,6 +130,22 @@ fn pair(sides: &[Measured; 2], mut values: impl FnMut(&Measured) -> Values) -> P
     champion.copy_from_slice(&values(&sides[0]));
     challenger.copy_from_slice(&values(&sides[1]));
     pair
+}
+
+/// Scores of one model that are computed in batches of other sizes differ by less, in score units.
+const SAME_SCORE: f64 = 1e-4;
+
+fn is_same(one: &Photo, other: &Photo) -> bool {
+    match (&one.outcome, &other.outcome) {
+        (Outcome::Scored { scores: one }, Outcome::Scored { scores: other }) => {
+            let mut pairs = one.iter().zip(other);
+            one.len() == other.len()
+                && pairs.all(|(one, other)| (one.score - other.score).abs() <= SAME_SCORE)
+        }
+        (Outcome::NoScore { .. }, Outcome::NoScore { .. })
+        | (Outcome::Rejected { .. }, Outcome::Rejected { .. }) => true,
+        _ => false,
+    }
 }
 
 fn check(champion: &Evaluation, challenger: &Evaluation) -> Result<(), ComparisonError> {
@@ -161,7 +173,7 @@ fn check(champion: &Evaluation, challenger: &Evaluation) -> Result<(), Compariso
 mod tests {
     use super::*;
     use crate::{
-        evaluate::{Label, Outcome},
+        evaluate::Label,
         fault::{ErrorCode, ItemError, Stage},
         score::ScoreValue,
     };
@@ -219,6 +231,10 @@ mod tests {
     #[test]
     fn a_model_beside_itself_differs_in_nothing() {
         let one = evaluation(&[Some(3.0), Some(1.0), Some(7.0), None]);
+        for (other, identical) in [(3.000_01, true), (3.001, false)] {
+            let other = evaluation(&[Some(other), Some(1.0), Some(7.0), None]);
+            assert_eq!(compare(&one, &other).unwrap().identical, identical);
+        }
         let comparison = compare(&one, &one).unwrap();
         assert!(comparison.identical);
         for (metric, compared) in &comparison.metrics {

@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 
 const WIDTH: f64 = 520.0;
 const HEIGHT: f64 = 400.0;
-const LEFT: f64 = 58.0;
+const LEFT: f64 = 70.0;
 const RIGHT: f64 = 14.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 52.0;
@@ -96,7 +96,7 @@ pub fn residuals(models: &[(&str, Vec<Option<Quantiles>>)], x: Axis) -> Markup {
 /// The raters' spread and the error by the predicted spread; on the diagonal they are equal.
 pub fn spreads(groups: &[SpreadGroup]) -> Markup {
     let values = groups.iter().flat_map(|group| [Some(group.predicted), group.raters, Some(group.error)]);
-    let axis = Axis::around(values.flatten().chain([0.0]), 5.0);
+    let axis = Axis::around(values.flatten(), 5.0);
     let plot = Plot { x: axis, y: axis };
     let series = |value: fn(&SpreadGroup) -> Option<f64>| -> Vec<(f64, f64, usize)> {
         groups.iter().filter_map(|group| Some((group.predicted, value(group)?, group.photos))).collect()

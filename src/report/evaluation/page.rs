@@ -90,8 +90,9 @@ fn section(index: usize, set: &SetReport<'_>, named: bool) -> Markup {
                 Some(against) => (compared(evaluation, against.comparison)),
                 None => (metrics(evaluation)),
             }
-            (predictions(evaluation, against.as_ref()))
-            div.plots {
+            div.section-head { h2 { "Predictions by label" } }
+            div.plots.pairs[against.is_some()] {
+                (predictions(evaluation, against.as_ref()))
                 (residuals(evaluation, against.as_ref()))
                 (calibration(evaluation))
             }
@@ -116,7 +117,7 @@ fn tiles(evaluation: &Evaluation, against: Option<&Against<'_>>) -> Markup {
                 @if let Some(tile) = shown(metric) { (tile) }
             }
             @if let Some(difference) = against.and_then(|against| against.comparison.difference(Metric::Srcc)) {
-                (tile("SRCC against the champion", &format!("{:+.4}", difference.value), ""))
+                (tile("SRCC gained", &format!("{:+.4}", difference.value), ""))
             }
             @let silent = first.photos - first.scored;
             (tile("Without a score", &grouped(silent), if silent > 0 { "warn" } else { "" }))
@@ -172,8 +173,8 @@ fn compared(evaluation: &Evaluation, comparison: &Comparison) -> Markup {
                     @for (metric, compared) in &comparison.metrics {
                         tr {
                             th scope="row" { (metric.name()) span.explained { (metric.explanation()) } }
-                            td.number { (number(*metric, compared.champion.value)) span.explained { (interval(*metric, &compared.champion)) } }
-                            td.number { strong { (number(*metric, compared.challenger.value)) } span.explained { (interval(*metric, &compared.challenger)) } }
+                            td.number { (number(*metric, compared.champion.value)) span.explained.own { (interval(*metric, &compared.champion)) } }
+                            td.number { strong { (number(*metric, compared.challenger.value)) } span.explained.own { (interval(*metric, &compared.challenger)) } }
                             td.number {
                                 (format!("{:+.*}", digits(*metric), compared.difference.value))
                                 @if let Some((low, high)) = compared.difference.interval {
@@ -218,12 +219,9 @@ fn predictions(evaluation: &Evaluation, against: Option<&Against<'_>>) -> Markup
         }
     };
     html! {
-        div.section-head { h2 { "Predictions by label" } }
-        div.plots {
-            @match &champions {
-                Some(pairs) => { (figure("Champion", pairs)) (figure("Challenger", &own)) }
-                None => (figure("Prediction and label", &own)),
-            }
+        @match &champions {
+            Some(pairs) => { (figure("Champion", pairs)) (figure("Challenger", &own)) }
+            None => (figure("Prediction and label", &own)),
         }
     }
 }
@@ -242,7 +240,7 @@ fn residuals(evaluation: &Evaluation, against: Option<&Against<'_>>) -> Markup {
             figcaption {
                 h3 { "Residual by label" }
                 p.legend {
-                    @if against.is_some() { span.key.other {} "champion " span.key.one {} "challenger " }
+                    @if against.is_some() { span.key.other {} "champion " span.key.one {} "challenger, " }
                     "box: half of the photos, whiskers: nine in ten"
                 }
             }
@@ -333,7 +331,7 @@ fn worst(set: &SetReport<'_>) -> Markup {
         @if !photos.is_empty() {
             div.section-head {
                 h2 { "Worst mistakes" }
-                p.legend { "bars: predicted" span.key.outlined {} "raters" }
+                p.legend { span.key.bars {} "predicted " span.key.outlined {} "raters" }
             }
             ol.gallery {
                 @for photo in photos {

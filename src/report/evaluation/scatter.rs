@@ -19,7 +19,11 @@ pub fn scatter(pairs: &[(f64, f64)], axis: Axis, model: &str) -> Markup {
         // Writing to a String cannot fail.
         let _ = write!(dots, "M{} {}h0", short(plot.x(*label)), short(plot.y(*score)));
     }
-    let radius = if pairs.len() > 400 { 3.0 } else { 5.0 };
+    let width = match pairs.len() {
+        ..200 => 7.0,
+        200..1_000 => 5.0,
+        _ => 3.5,
+    };
     let summary = match fit {
         Some(Line { slope, .. }) => {
             format!(
@@ -34,7 +38,7 @@ pub fn scatter(pairs: &[(f64, f64)], axis: Axis, model: &str) -> Markup {
             (plot.frame("label", "prediction"))
             line.diagonal x1=(short(plot.x(axis.low))) y1=(short(plot.y(axis.low)))
                 x2=(short(plot.x(axis.high))) y2=(short(plot.y(axis.high))) {}
-            path.dots d=(dots) style=(format!("stroke-width:{radius}px")) {}
+            path.dots d=(dots) stroke-width=(width) {}
             @if let Some(line) = fit {
                 @let (from, to) = inside(line, axis);
                 line.fit x1=(short(plot.x(from))) y1=(short(plot.y(line.at(from))))

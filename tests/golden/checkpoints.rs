@@ -88,8 +88,13 @@ fn golden_checkpoints_agree_with_torch() {
             continue;
         }
         let expected = tensors(&file);
-        assert!(found.keys().eq(expected.keys()), "{file}: names");
-        for (name, (_, tensor)) in &found {
+        // A tied head may be left out of the file.
+        let found: Vec<_> = found
+            .iter()
+            .filter(|(name, (role, _))| *role != Role::Tied || expected.contains_key(*name))
+            .collect();
+        assert!(found.iter().map(|(name, _)| *name).eq(expected.keys()), "{file}: names");
+        for (name, (_, tensor)) in found {
             assert_same(&file, name, tensor, &expected[name]);
         }
         compared += 1;

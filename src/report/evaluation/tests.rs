@@ -1,4 +1,5 @@
 use super::*;
+use crate::evaluate::Metric;
 use crate::{
     evaluate::{BootstrapSettings, Label, Outcome, Photo, Reason, gate::EvaluationSet},
     fault::{ErrorCode, ItemError, Stage},
@@ -89,10 +90,8 @@ fn a_page_shows_metrics_charts_and_the_worst_mistakes_in_order() {
     let page = page(&report(vec![set(&evaluation, None, &thumbnails)], None));
     for (metric, estimate) in &evaluation.attributes[0].metrics {
         assert!(page.contains(metric.name()), "{metric}");
-        assert!(
-            page.contains(&format!("{:.3}", (estimate.value * 1e3).trunc() / 1e3)),
-            "{metric}: {estimate:?}"
-        );
+        let digits = if matches!(metric, Metric::Mae | Metric::Rmse) { 3 } else { 4 };
+        assert!(page.contains(&format!("{:.digits$}", estimate.value)), "{metric}: {estimate:?}");
     }
     assert_eq!(page.matches("<svg class=\"plot\"").count(), 3, "scatter, residuals, calibration");
     let cards = cards(&page);

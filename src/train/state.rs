@@ -325,7 +325,8 @@ mod tests {
         };
         let cut = |path: &Path| fs::write(path, &fs::read(path).unwrap()[..20]).unwrap();
         let lost = |path: &Path| fs::remove_file(path).unwrap();
-        let damages: [(&str, &dyn Fn(&Path)); 5] =
+        type Damage<'a> = (&'a str, &'a dyn Fn(&Path));
+        let damages: [Damage<'_>; 5] =
             [(TENSORS, &flip), (TENSORS, &cut), (TENSORS, &lost), (DESCRIPTION, &cut), (DESCRIPTION, &lost)];
         for (file, damage) in damages {
             let (output, states) = output();

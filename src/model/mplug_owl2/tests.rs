@@ -228,7 +228,7 @@ fn training_reaches_every_parameter_by_its_name() {
     let text = model.embed(&Tensor::from_slice(&[1_i64, 7]).view([1, 2])).unwrap();
     let count = image.size()[1];
     let embeddings = Tensor::cat(&[&image, &text], 1);
-    let hidden = sequences(&model, &embeddings, &[0..count]);
+    let hidden = sequences(&model, &embeddings, std::slice::from_ref(&(0..count)));
     model.logits(&hidden).unwrap().square().sum(Kind::Float).backward();
     for (name, parameter) in model.parameters().iter() {
         assert!(parameter.grad().defined(), "{name} has no gradient");

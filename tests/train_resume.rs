@@ -124,7 +124,7 @@ fn three_kills_leave_no_trace() {
     assert!(steps(&alone.output()).into_iter().eq(1..=STEPS));
 
     let killed = Run::new(&["--save-every", "3", "--resume"]);
-    let kills = [random(2..12), random(14..24), random(26..STEPS - 2)];
+    let kills = [random(2..12), random(14..24), random(26..STEPS - 8)];
     for step in kills {
         let mut child = killed.start(&[]);
         killed.wait_for_step(&mut child, step);
@@ -145,7 +145,7 @@ fn low_rank_changes_in_bf16_go_on_as_well() {
     let alone = Run::new(&arguments);
     alone.succeed(&[]);
     let killed = Run::new(&[&arguments[..], &["--save-every", "1", "--resume"]].concat());
-    let step = random(3..STEPS - 2);
+    let step = random(3..STEPS - 8);
     let mut child = killed.start(&[]);
     killed.wait_for_step(&mut child, step);
     child.kill().unwrap();

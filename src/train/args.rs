@@ -42,7 +42,8 @@ pub struct TrainArgs {
     pub output: PathBuf,
 
     /// Go on from the last state that an unfinished run with the same --output has saved (--save-every); begin
-    /// anew if there is none, and do nothing if it has finished
+    /// anew if there is none, and do nothing if it has finished. On a CPU with as many threads, the result is
+    /// that of a run left alone, bit for bit
     #[arg(long)]
     pub resume: bool,
 

@@ -119,7 +119,8 @@ pub struct TrainOptions {
     #[arg(long)]
     pub gradient_checkpointing: bool,
 
-    /// Steps after each of which the run's state is saved, for --resume to go on from; 0: never
+    /// Steps from one saved state to the next, for --resume to go on from; the last two are kept beside the
+    /// output until it is finished. 0: none
     #[arg(long, value_name = "N", default_value_t = TrainOptions::default().save_every)]
     pub save_every: u64,
 

@@ -23,7 +23,6 @@ pub struct Source {
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub at: Instant,
-    pub id: String,
     pub source: Source,
     pub key: Option<String>,
     pub status: String,
@@ -32,7 +31,6 @@ pub struct Seen {
 
 #[derive(Deserialize)]
 struct Value {
-    id: String,
     key: Option<String>,
     status: String,
     reused: bool,
@@ -103,8 +101,8 @@ fn read(consumer: &BaseConsumer, seen: &Mutex<Vec<Seen>>, stop: &AtomicBool) {
         let Some(Ok(message)) = consumer.poll(Duration::from_millis(50)) else { continue };
         let value = message.payload().and_then(|value| serde_json::from_slice::<Value>(value).ok());
         // What is no output at all, the oracle complains about.
-        let Some(Value { id, key, status, reused, source }) = value else { continue };
-        let one = Seen { at: Instant::now(), id, source, key, status, reused };
+        let Some(Value { key, status, reused, source }) = value else { continue };
+        let one = Seen { at: Instant::now(), source, key, status, reused };
         seen.lock().unwrap_or_else(PoisonError::into_inner).push(one);
     }
 }

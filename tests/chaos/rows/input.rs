@@ -40,6 +40,18 @@ fn duplicates(run: &mut Run) -> Result<()> {
     }
     run.fired(TIMES as usize - 1);
 
+    // A version and its removal, in no order.
+    loader.put("removed.png", &picture(&mut run.random)?)?;
+    for (event, partition, status) in
+        [("ObjectRemoved:Delete", 0, "deleted"), ("ObjectCreated:Put", 1, "scored")]
+    {
+        let object = json!({"key": "removed.png", "versionId": "v1"});
+        let s3 = json!({"bucket": {"name": loader.bucket}, "object": object});
+        let event = json!({"Records": [{"eventName": event, "s3": s3}]});
+        let item = Announced { bucket: loader.bucket.clone(), key: "removed.png".into(), status };
+        loader.send(&Record::plain(event.to_string()), Some(partition), &[item])?;
+    }
+
     // Keys that envelopes and stores disagree about.
     for key in ["a+b c.png", "%2F%2B.png", "a//b.png", "ü/ø?#&.png", "./../up.png"] {
         let upload = loader.put(key, &picture(&mut run.random)?)?;
@@ -82,6 +94,9 @@ fn duplicates(run: &mut Run) -> Result<()> {
     let rows = std::fs::read_to_string(run.folder.join("scores.jsonl"))?;
     let twins = rows.lines().filter(|row| row.contains(r#""object_key":"twin.png""#)).count();
     run.equal("rows of the upload announced five times", twins, 1);
+    let removed =
+        |row: &&str| row.contains(r#""object_key":"removed.png""#) && !row.contains(r#""deleted_at":null"#);
+    run.equal("rows of a removed version that say so", rows.lines().filter(removed).count(), 2);
     let rejected =
         evidence.inputs.iter().flat_map(|input| &input.items).filter(|item| item.status == "rejected");
     let rejected = rejected.count();

@@ -23,7 +23,8 @@ pub fn rows() -> Vec<Row> {
         Row::new(8, "commit reply lost", Broker::Proxy, lost_reply)
             .variants(2)
             .short(&[1])
-            .notices(Rule::Compare),
+            // With its connection broken, the client asks again and is told.
+            .notices_in(0, Rule::Compare),
         Row::new(9, "late EndTxn", Broker::Proxy, late_end).short(&[1]),
         Row::new(10, "coordinator moves", Broker::Proxy, coordinator_moves).variants(3),
         Row::new(11, "client fatal", Broker::Proxy, fatal).variants(2).short(&[2]),

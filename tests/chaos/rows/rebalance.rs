@@ -51,7 +51,11 @@ fn storm(run: &mut Run) -> Result<()> {
     let (begun, mut failed, mut name) = (Instant::now(), 0, MEMBERS);
     let mut leaving: Vec<Worker> = Vec::new();
     while begun.elapsed() < STORM {
-        let gone = members.remove(run.random.below(members.len()));
+        // One that has just been started would be killed rather than leave.
+        let first = run.random.below(members.len());
+        members.rotate_left(first);
+        let ready = members.iter().position(Worker::is_ready).context("no member is ready")?;
+        let gone = members.remove(ready);
         gone.signal(libc::SIGTERM)?;
         leaving.push(gone);
         let setup = run.worker(&format!("w{name}"));

@@ -1,0 +1,136 @@
+//! The photos' way through the worker: uploaded, announced, and each output waited for.
+
+use super::{
+    Demo, DemoError,
+    outputs::OutputReader,
+    photos::{self, Found},
+    servers::INPUT_TOPIC,
+};
+use crate::{
+    record::output::OutputRecord,
+    score::ItemStatus,
+    score_command::progress::Progress,
+    store::{PostgresSettings, Store},
+};
+use futures_util::{StreamExt, stream};
+use std::{
+    collections::HashSet,
+    net::SocketAddr,
+    pin::pin,
+    time::{Duration, Instant},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::Semaphore,
+};
+
+/// Notifications that wait for an output, so that the mock drops none: it keeps 5 MiB a partition.
+const OUTSTANDING: usize = 256;
+/// Files read and uploaded at once.
+const UPLOADS: usize = 8;
+/// Once every row is stored, outputs that take longer than this have been lost.
+const OUTPUT_PATIENCE: Duration = Duration::from_secs(30);
+
+/// What scoring came to.
+pub(super) struct Scoring {
+    pub found: Found,
+    pub outputs: Vec<OutputRecord>,
+    pub elapsed: Duration,
+}
+
+impl Demo<'_> {
+    /// Uploads and announces the photos, and waits for an output for each.
+    pub(super) async fn score(
+        &self,
+        found: Found,
+        postgres: &PostgresSettings,
+        reader: &mut OutputReader,
+        progress: &mut Progress,
+    ) -> Result<Scoring, DemoError> {
+        wait_until_ready(self.servers.http()).await;
+        let store = Store::connect(postgres).await?;
+        progress.begin();
+        let permits = Semaphore::new(OUTSTANDING);
+        let mut uploading = pin!(self.upload(found, &permits));
+        let mut uploaded: Option<Found> = None;
+        let (mut seen, mut outputs) = (HashSet::new(), Vec::new());
+        let mut last = Instant::now();
+        let found = loop {
+            if let Some(found) = uploaded.take_if(|found| seen.len() >= found.photos.len()) {
+                break found;
+            }
+            tokio::select! {
+                done = &mut uploading, if uploaded.is_none() => uploaded = Some(done?),
+                output = reader.next() => {
+                    // Without one the reader has failed, and says why when it is finished.
+                    let Some(output) = output else { break uploaded.take().unwrap_or_default() };
+                    last = Instant::now();
+                    if seen.insert(output.id) {
+                        permits.add_permits(1);
+                        progress.advance(output.status == ItemStatus::Scored);
+                    }
+                    outputs.push(output);
+                }
+                () = tokio::time::sleep(Duration::from_secs(5)) => {
+                    let Some(found) = &uploaded else { continue };
+                    let rows: u64 = store.count().await?.values().sum();
+                    if rows >= found.photos.len() as u64 && last.elapsed() >= OUTPUT_PATIENCE {
+                        break uploaded.take().unwrap_or_default();
+                    }
+                }
+            }
+        };
+        store.close().await;
+        Ok(Scoring { found, outputs, elapsed: progress.elapsed() })
+    }
+
+    /// Uploads and announces what can be read; the rest joins what is unreadable.
+    async fn upload(&self, found: Found, permits: &Semaphore) -> Result<Found, DemoError> {
+        let client = self.servers.s3_client();
+        let producer = self.servers.producer()?;
+        let (client, producer) = (&client, &producer);
+        let Found { photos, unreadable } = found;
+        let mut uploaded = Found { photos: Vec::with_capacity(photos.len()), unreadable };
+        let mut uploads = stream::iter(photos.into_iter().zip(1_u64..))
+            .map(|(photo, sequence)| async move {
+                // Given back by the output. It is only ever closed with this future.
+                if let Ok(permit) = permits.acquire().await {
+                    permit.forget();
+                }
+                match photos::upload(client, &photo, sequence).await? {
+                    Ok(notification) => {
+                        photos::announce(producer, INPUT_TOPIC, &photo, &notification).await?;
+                        Ok::<_, DemoError>(Ok(photo))
+                    }
+                    Err(reason) => {
+                        permits.add_permits(1);
+                        Ok(Err((photo.image, reason)))
+                    }
+                }
+            })
+            .buffered(UPLOADS);
+        while let Some(upload) = uploads.next().await {
+            match upload? {
+                Ok(photo) => uploaded.photos.push(photo),
+                Err(unreadable) => uploaded.unreadable.push(unreadable),
+            }
+        }
+        Ok(uploaded)
+    }
+}
+
+/// Until `/readyz` says so. A worker that will never be ready ends by itself.
+async fn wait_until_ready(address: SocketAddr) {
+    while !is_ready(address).await.unwrap_or(false) {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn is_ready(address: SocketAddr) -> std::io::Result<bool> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n").await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer.split(' ').nth(1) == Some("200"))
+}

@@ -63,6 +63,11 @@ fuzz: ## Fuzz what reads strangers' bytes, a minute each (FUZZ_SECONDS=n, TARGET
 	@scripts/setup.sh build
 	@MERGE=$(MERGE) scripts/fuzz.sh $(or $(FUZZ_SECONDS),60) $(TARGET)
 
+.PHONY: demo-model
+demo-model: ## Train a small model of its own on photographs made worse in known ways (SEED=1)
+	@scripts/setup.sh build photos
+	@SEED=$(or $(SEED),1) scripts/demo-model.sh
+
 .PHONY: install
 install: ## Install an optimised build with its libraries (PREFIX=DIR, ~/.local by default)
 	@scripts/setup.sh build

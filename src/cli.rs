@@ -5,13 +5,24 @@ use clap::{Args, Parser, Subcommand};
 use roc4mllm::{
     backfill::{self, BackfillArgs},
     config::{self, Config, ConfigError},
+    evaluate_command,
+    labels_command::{self, LabelsCommandError},
     model::checkpoint,
+    models_command::{self, ModelsCommand},
     recovery::{self, RecoveryError, RedriveArgs, RepublishArgs, RestoreRowsArgs},
     score_command, store,
     telemetry::{self, TelemetrySettings, logs::LogFormat},
+    train::{self, TrainArgs},
     worker,
 };
-use std::{future::Future, path::PathBuf};
+use std::{
+    future::Future,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 /// Usage, configuration, or nothing to work on.
 const USAGE: u8 = 2;
@@ -34,6 +45,8 @@ pub struct Cli {
 enum Command {
     /// Score photos, folders and s3:// prefixes, with no service needed
     Score(score_command::ScoreArgs),
+    /// Say how well a checkpoint predicts labels, and whether better than another one
+    Evaluate(evaluate_command::EvaluateArgs),
     /// Score what Kafka announces: fetch from S3, write to the output topic and to Postgres
     Worker(ConfigArgs),
     /// Decode and score what a worker suspects; started by the worker alone
@@ -69,6 +82,10 @@ enum Command {
         #[command(flatten)]
         args: RedriveArgs,
     },
+    Train(TrainArgs),
+    /// Import and export what people said of photos, and say what to label next
+    #[command(subcommand)]
+    Labels(LabelsCommand),
     /// Bring the Postgres schema up to date
     Migrate(ConfigArgs),
     /// Print the effective configuration, secrets redacted, and what it would connect to
@@ -79,6 +96,20 @@ enum Command {
         #[arg(long)]
         probe: bool,
     },
+    /// Make what the demo's own model is trained on, and what it starts from
+    #[cfg(feature = "dev")]
+    #[command(subcommand, hide = true)]
+    DemoModel(DemoModelCommand),
+    /// Publish, show, promote and roll back versions of the model
+    ///
+    /// Exit codes: 0 done, 2 usage, configuration, or a version that cannot be what was asked, 69 S3 or
+    /// Postgres does not answer, 1 anything else.
+    Models {
+        #[command(flatten)]
+        config: ConfigArgs,
+        #[command(subcommand)]
+        command: ModelsCommand,
+    },
     /// Look at a checkpoint folder, or rewrite it in another format
     #[command(subcommand)]
     Checkpoint(CheckpointCommand),
@@ -87,11 +118,36 @@ enum Command {
 #[derive(Args)]
 struct ConfigArgs {
     /// Configuration file (TOML)
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Override one key, as `section.key=value`; may be repeated
-    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = key_value)]
     overrides: Vec<(String, String)>,
+}
+
+#[derive(Subcommand)]
+enum LabelsCommand {
+    /// Store the labels of a file as votes
+    Import {
+        #[command(flatten)]
+        config: ConfigArgs,
+        #[command(flatten)]
+        args: labels_command::ImportArgs,
+    },
+    /// Write the labels in Postgres as the reference's JSON of training samples
+    Export {
+        #[command(flatten)]
+        config: ConfigArgs,
+        #[command(flatten)]
+        args: labels_command::ExportArgs,
+    },
+    /// Say which photos to label next
+    Suggest {
+        #[command(flatten)]
+        config: ConfigArgs,
+        #[command(flatten)]
+        args: labels_command::SuggestArgs,
+    },
 }
 
 #[derive(Subcommand)]
@@ -103,6 +159,14 @@ enum CheckpointCommand {
     },
     /// Rewrite a checkpoint as safetensors or .bin, in one file or several, in another dtype
     Convert(checkpoint::ConvertArgs),
+}
+
+#[cfg(feature = "dev")]
+#[derive(Subcommand)]
+enum DemoModelCommand {
+    Photos(roc4mllm::dev::demo_model::PhotosArgs),
+    Untrained(roc4mllm::dev::demo_model::UntrainedArgs),
+    Baseline(roc4mllm::dev::demo_model::BaselineArgs),
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {
@@ -149,6 +213,14 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
                 .map(|summary| summary.exit_code())
                 .map_err(|error| Failure::new(error.exit_code(), error))
         }
+        Command::Evaluate(args) => {
+            let log_level = "warn,roc4mllm::score_command=info".into();
+            overrides.install(TelemetrySettings { log_level, ..Default::default() })?;
+            let mut out = std::io::stdout().lock();
+            block_on(evaluate_command::run(&args, &mut out))?
+                .map(|summary| summary.exit_code())
+                .map_err(|error| Failure::new(error.exit_code(), error))
+        }
         Command::Worker(args) => {
             let config = args.load_for_worker()?;
             config.check().map_err(usage)?;
@@ -175,6 +247,24 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
                 .map(|()| 0)
                 .map_err(|error| Failure::new(error.exit_code(), error))
         }
+        #[cfg(feature = "dev")]
+        Command::DemoModel(DemoModelCommand::Photos(args)) => {
+            print!("{}", roc4mllm::dev::demo_model::write_photos(&args)?);
+            Ok(0)
+        }
+        #[cfg(feature = "dev")]
+        Command::DemoModel(DemoModelCommand::Untrained(args)) => {
+            roc4mllm::dev::demo_model::write_untrained(&args)?;
+            Ok(0)
+        }
+        #[cfg(feature = "dev")]
+        Command::DemoModel(DemoModelCommand::Baseline(args)) => {
+            match roc4mllm::dev::demo_model::file_size_srcc(&args)? {
+                Some(srcc) => println!("SRCC of file size alone: {srcc:.3}"),
+                None => println!("SRCC of file size alone: none, all files or all labels are alike"),
+            }
+            Ok(0)
+        }
         Command::Backfill { config, args } => {
             let config = overrides.load(&config)?;
             let summary = block_on(async move { backfill::run(&config, &args).await })?
@@ -194,6 +284,12 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             let config = overrides.load(&config)?;
             reported(recovery::redrive::run(&config.kafka, &args))
         }
+        Command::Train(args) => {
+            let log_level = "warn,roc4mllm::train=info".into();
+            overrides.install(TelemetrySettings { log_level, ..Default::default() })?;
+            train_until_told_to_stop(args)
+        }
+        Command::Labels(command) => labels(command, overrides),
         Command::Migrate(args) => {
             let config = args.load()?;
             overrides.install(config.telemetry.clone())?;
@@ -210,6 +306,12 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             overrides.install(config.telemetry.clone())?;
             check_config(config, probe)
         }
+        Command::Models { config, command } => {
+            let config = overrides.load(&config)?;
+            block_on(async move { models_command::run(&config, &command, &mut std::io::stdout()).await })?
+                .map(|()| 0)
+                .map_err(|error| Failure::new(error.exit_code(), error))
+        }
         Command::Checkpoint(CheckpointCommand::Inspect { folder }) => {
             overrides.install(TelemetrySettings::default())?;
             let inspection = checkpoint::inspect(&folder).map_err(|error| Failure::new(USAGE, error))?;
@@ -222,6 +324,28 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             Ok(0)
         }
     }
+}
+
+fn labels(command: LabelsCommand, overrides: LogOverrides) -> Result<u8, Failure> {
+    let failed = |error: LabelsCommandError| Failure::new(error.exit_code(), error);
+    let report = match command {
+        LabelsCommand::Import { config, args } => {
+            let config = overrides.load(&config)?;
+            block_on(async move { labels_command::import(&config, &args).await })?.map_err(failed)?
+        }
+        LabelsCommand::Export { config, args } => {
+            let config = overrides.load(&config)?;
+            block_on(async move { labels_command::export(&config, &args).await })?.map_err(failed)?
+        }
+        LabelsCommand::Suggest { config, args } => {
+            let config = overrides.load(&config)?;
+            let mut out = std::io::stdout().lock();
+            block_on(labels_command::suggest(&config, &args, &mut out))?.map_err(failed)?;
+            return Ok(0);
+        }
+    };
+    print!("{report}");
+    Ok(report.exit_code())
 }
 
 impl ConfigArgs {
@@ -259,6 +383,24 @@ impl LogOverrides {
         settings.log_level = self.level.unwrap_or(settings.log_level);
         telemetry::logs::install(&settings).map_err(|error| Failure::new(USAGE, error))
     }
+}
+
+/// Trains on a thread of its own, which SIGTERM and SIGINT end after the step that it is at.
+fn train_until_told_to_stop(args: TrainArgs) -> Result<u8, Failure> {
+    let cancelled = Arc::new(AtomicBool::new(false));
+    let seen = cancelled.clone();
+    let trained = block_on(async move {
+        let mut training = tokio::task::spawn_blocking(move || train::run(&args, &seen));
+        tokio::select! {
+            trained = &mut training => trained,
+            () = termination() => {
+                cancelled.store(true, Ordering::Relaxed);
+                training.await
+            }
+        }
+    })?
+    .context("the training thread ended early")?;
+    trained.map(|_| 0).map_err(|error| Failure::new(error.exit_code(), error))
 }
 
 /// Prints what a recovery command did; its exit code says whether something was refused.

@@ -3,6 +3,9 @@
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
+/// Exit code of a command whose dependency does not answer (`EX_UNAVAILABLE`).
+pub const UNAVAILABLE: u8 = 69;
+
 /// What a caller does next about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disposition {
@@ -59,6 +62,8 @@ pub enum ErrorCode {
     Superseded,
     /// A passing fault did not pass in time.
     RetryExhausted,
+    /// The vote is nonsense, or on a bucket that may not be named.
+    InvalidLabel,
     /// The item kills the process that works on it.
     Poison,
 }

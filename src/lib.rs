@@ -32,12 +32,18 @@
 //!
 //! # Where things live
 //!
-//! - [`model`]: the ROC4MLLM network and everything read from a checkpoint folder; tensors live here only.
+//! - [`model`]: the ROC4MLLM network and everything read from a checkpoint folder; tensors live here and in
+//!   [`train`], which makes one checkpoint of another.
 //! - [`inference`]: batches and threads around a [`inference::Scorer`], knowing neither Kafka nor tensors.
+//! - [`serving`]: which model scores which object, and how one takes the place of another under load.
+//! - [`evaluate`]: how well a model predicts labels, and whether another may follow it; pure.
+//! - [`split`]: which photos are learned from and which judged by, near-duplicates on one side; pure.
 //! - [`quarantine`]: images that may have killed a process, decoded and scored in another one.
 //! - [`image`]: encoded bytes to pixel values, bit-equal with the reference; no tensors, no async.
 //! - [`kafka`], [`fetch`], [`store`]: one outside system each, ignorant of the others.
+//! - [`registry`]: versions of the model, from S3 to a folder on this machine.
 //! - [`record`]: the formats on the wire, pure.
+//! - [`labels`]: what people said of photos, in every format that it comes in; pure.
 //! - [`object`], [`score`], [`fault`], [`secret`], [`retry`]: the words all of them share.
 //! - [`config`], [`telemetry`], [`http`]: what an operator sees.
 //! - [`failpoint`]: where the fault tests make a process die on purpose; nothing outside them.
@@ -47,6 +53,8 @@ pub mod backfill;
 pub mod config;
 #[cfg(feature = "dev")]
 pub mod dev;
+pub mod evaluate;
+pub mod evaluate_command;
 pub mod failpoint;
 pub mod fault;
 pub mod fetch;
@@ -54,17 +62,24 @@ pub mod http;
 pub mod image;
 pub mod inference;
 pub mod kafka;
+pub mod labels;
+pub mod labels_command;
 pub mod model;
+pub mod models_command;
 pub mod object;
 pub mod pipeline;
 pub mod quarantine;
 pub mod record;
 pub mod recovery;
+pub mod registry;
 pub mod report;
 pub mod retry;
 pub mod score;
 pub mod score_command;
 pub mod secret;
+pub mod serving;
+pub mod split;
 pub mod store;
 pub mod telemetry;
+pub mod train;
 pub mod worker;

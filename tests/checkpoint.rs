@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
     fs,
+    io::{Read, Write},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -141,7 +142,10 @@ fn a_tensor_of_another_type_is_named() {
         let doubled = tensors["model.norm.weight"].to_kind(Kind::Double);
         tensors.insert("model.norm.weight".into(), doubled);
     });
-    assert_says(&open_error(folder.path()), &["`model.norm.weight` is stored as F64"]);
+    assert_says(
+        &open_error(folder.path()),
+        &["`model.norm.weight` is stored as F64", "; convert the weights"],
+    );
 }
 
 #[test]
@@ -217,6 +221,67 @@ fn the_older_torch_format_says_how_to_convert_it() {
     let magic = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.";
     fs::write(folder.path().join("pytorch_model.bin"), magic).unwrap();
     assert_says(&open_error(folder.path()), &["pytorch_model.bin", "before 1.6", "torch.save(torch.load("]);
+}
+
+/// Writes `pytorch_model.bin` anew with its pickle changed.
+fn change_pickle(folder: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    let path = folder.join("pytorch_model.bin");
+    let mut archive = zip::ZipArchive::new(fs::File::open(&path).unwrap()).unwrap();
+    let mut records = BTreeMap::new();
+    for position in 0..archive.len() {
+        let mut record = archive.by_index(position).unwrap();
+        let mut bytes = Vec::new();
+        record.read_to_end(&mut bytes).unwrap();
+        records.insert(record.name().unwrap().into_owned(), bytes);
+    }
+    change(records.iter_mut().find(|(name, _)| name.ends_with("/data.pkl")).unwrap().1);
+    let mut archive = zip::ZipWriter::new(fs::File::create(&path).unwrap());
+    let stored = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+    for (name, bytes) in records {
+        archive.start_file(name, stored).unwrap();
+        archive.write_all(&bytes).unwrap();
+    }
+    archive.finish().unwrap();
+}
+
+#[test]
+fn a_pickle_may_hold_more_than_weights_but_not_something_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = fixture("ckpt_bin");
+    let weights = |name: &str| {
+        let target = folder.path().join(name);
+        convert(&ConvertArgs { format: Format::TorchZip, ..args(&source, &target) }).unwrap();
+        target
+    };
+    let with_numbers = weights("numbers");
+    change_pickle(&with_numbers, |pickle| {
+        assert_eq!(pickle.pop(), Some(b'.'));
+        // An integer of 80 bits and a list.
+        pickle.extend(b"X\x04\0\0\0seed\x8a\x0a\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0as");
+        pickle.extend(b"X\x05\0\0\0steps](K\x01K\x02es.");
+    });
+    assert_same_tensors(&source, &with_numbers);
+
+    let foreign: [(&str, &[u8], &str); 3] = [
+        ("arguments", b"\x80\x02cargparse\nNamespace\n)\x81.", "holds a `argparse.Namespace`"),
+        ("wrapped", b"\x80\x02}X\x0a\0\0\0state_dict}s.", "`state_dict` in it is a dictionary of its own"),
+        ("list", b"\x80\x02].", "no dictionary of tensors"),
+    ];
+    for (name, pickle, problem) in foreign {
+        let folder = weights(name);
+        change_pickle(&folder, |whole| *whole = pickle.to_vec());
+        let expected = ["pytorch_model.bin", problem, "torch.save(model.state_dict(), path)"];
+        assert_says(&open_error(&folder), &expected);
+    }
+}
+
+#[test]
+fn an_adapter_alone_says_how_to_merge_it() {
+    let folder = copy_of("ckpt_safetensors");
+    fs::rename(folder.path().join("model.safetensors"), folder.path().join("adapter_model.safetensors"))
+        .unwrap();
+    fs::write(folder.path().join("adapter_config.json"), "{}").unwrap();
+    assert_says(&open_error(folder.path()), &["holds an adapter", "merge_and_unload"]);
 }
 
 #[test]

@@ -20,6 +20,7 @@ fn every_input_of_the_corpus_is_survived() {
     for (name, target) in [
         ("config", targets::config as fn(&[u8])),
         ("image", targets::image),
+        ("labels", targets::labels),
         ("pickle", targets::pickle),
         ("record", targets::record),
         ("safetensors", targets::safetensors),

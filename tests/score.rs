@@ -51,6 +51,15 @@ fn answers() -> Generated {
     answers
 }
 
+/// The question of the golden `assess` prompt.
+fn question() -> String {
+    let path = golden("prompts.json");
+    let prompts: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let text = prompts["assess"]["prompt"].as_str().and_then(|text| text.split_once("<|image|>"));
+    let question = text.and_then(|(_, rest)| rest.rsplit_once(" ASSISTANT:"));
+    question.unwrap_or_else(|| panic!("{}: assess: no question", path.display())).0.to_owned()
+}
+
 /// Images whose preprocessing the reference garbles or refuses: its answers are not ours.
 fn garbled() -> BTreeSet<String> {
     let bytes = fs::read(golden("pixel_values_sane.safetensors")).unwrap();
@@ -116,32 +125,42 @@ fn assert_near(place: &str, found: f64, expected: f64) {
 #[test]
 fn golden_scores_of_a_folder_in_json_lines() {
     let answers = answers();
-    let precision = answers.precision.to_string();
+    let (precision, question) = (answers.precision.to_string(), question());
     let folder = golden("images");
-    let output = score([
-        "--format".as_ref(),
-        "jsonl".as_ref(),
-        "--precision".as_ref(),
-        precision.as_ref(),
-        folder.as_os_str(),
-    ]);
-    assert_exit(&output, 0);
+    let options = ["--format", "jsonl", "--precision", &precision, "--prompt", &question].map(OsStr::new);
+    let output = score(options.into_iter().chain([folder.as_os_str()]));
     let lines = lines(&output);
+    let rejected = lines.iter().any(|line| line["status"] == "rejected");
+    assert_exit(&output, if rejected { 3 } else { 0 });
+    let all_have_scores = answers.assess.values().all(|answer| !answer.scores.is_empty());
     let names: Vec<_> = lines.iter().map(|line| PathBuf::from(line["image"].as_str().unwrap())).collect();
     assert_eq!(names, images(), "every image once, in order");
     let garbled = garbled();
     let mut compared = 0;
     for line in &lines {
         let image = line["image"].as_str().unwrap();
+        let place = format!("generate_f32.json: assess/{}", stem(image));
+        let golden = match answers.assess.get(stem(image)) {
+            _ if garbled.contains(stem(image)) => None,
+            None => panic!("{place}: missing"),
+            found => found,
+        };
+        let scored =
+            golden.map_or(all_have_scores || line["status"] == "scored", |golden| !golden.scores.is_empty());
+        if !scored {
+            assert_eq!(
+                (&line["status"], &line["error"]["code"]),
+                (&"rejected".into(), &"no_score_token".into()),
+                "{place}"
+            );
+            compared += 1;
+            continue;
+        }
         assert_eq!(line["status"], "scored", "{image}");
         assert_eq!(line["score"], line["scores"][0], "{image}");
         assert_eq!(line["decode"], "generated", "{image}");
         assert!(!line["model_version"].as_str().unwrap().is_empty(), "{image}");
-        if garbled.contains(stem(image)) {
-            continue;
-        }
-        let place = format!("generate_f32.json: assess/{}", stem(image));
-        let golden = answers.assess.get(stem(image)).unwrap_or_else(|| panic!("{place}: missing"));
+        let Some(golden) = golden else { continue };
         assert_eq!(line["tokens"], serde_json::json!(golden.generated_ids), "{place}: ids");
         let passes = line["forwards"].as_u64().unwrap();
         assert!((1..=golden.generated_ids.len() as u64).contains(&passes), "{place}: {passes} forwards");
@@ -453,11 +472,18 @@ fn the_report_is_one_page_that_shows_everything_and_loads_nothing() {
 fn golden_images_with_an_orientation_are_upright_in_the_report() {
     let path = golden("images.json");
     let described: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let answers = answers();
+    // The report shows what was scored.
+    let shown = |image: &Value| {
+        let answer = answers.assess.get(stem(image["file"].as_str().unwrap()));
+        answer.is_none_or(|answer| !answer.scores.is_empty())
+    };
     let turned: Vec<_> = described["images"]
         .as_array()
         .unwrap_or_else(|| panic!("{}: no images", path.display()))
         .iter()
         .filter(|image| image["exif_orientation"].as_u64().is_some_and(|value| (5..=8).contains(&value)))
+        .filter(|image| shown(image))
         .collect();
     let folder = tempfile::tempdir().unwrap();
     for image in turned {

@@ -7,7 +7,8 @@ use roc4mllm::retry::RetrySettings;
 use roc4mllm::score::{Answer, DecodeKind, ItemStatus, ModelVersion, ScoreValue};
 use roc4mllm::secret::Secret;
 use roc4mllm::store::{
-    PostgresSettings, ScoreRow, SourcePosition, Store, StoreError, StoredScore, WriteRequest, write_batches,
+    Cursor, PAIRS_KEPT, PostgresSettings, ScoreRow, ShadowPair, ShadowSums, SourcePosition, Store,
+    StoreError, StoredScore, WriteRequest, write_batches,
 };
 use sqlx::{Connection, PgConnection};
 use std::net::TcpListener;
@@ -421,8 +422,49 @@ async fn a_lock_held_elsewhere_times_out_as_passing() {
     assert_eq!(error.disposition(), Disposition::Retry);
 }
 
+/// The planner takes the keys beyond one in the only bucket for hardly any, and must not read them all.
+#[tokio::test]
+async fn a_page_of_stored_objects_reads_no_more_than_a_page() {
+    const ROWS: i64 = 20_000;
+    let Fixture { settings, database, .. } = fixture().await;
+    let mut connection = PgConnection::connect(database.url()).await.unwrap();
+    sqlx::query(
+        "INSERT INTO scores (id, bucket, object_key, etag, model, model_version, status, score, scored_at)
+         SELECT gen_random_uuid(), 'photos', lpad(n::text, 6, '0'), 'e', 'm', 'v', 'scored', 5, now()
+         FROM generate_series(1, $1) n",
+    )
+    .bind(ROWS)
+    .execute(&mut connection)
+    .await
+    .unwrap();
+    sqlx::raw_sql("ANALYZE scores").execute(&mut connection).await.unwrap();
+    let read = async |connection: &mut PgConnection| -> i64 {
+        sqlx::query_scalar("SELECT coalesce(sum(idx_tup_read), 0)::bigint FROM pg_stat_user_indexes")
+            .fetch_one(connection)
+            .await
+            .unwrap()
+    };
+    let before = read(&mut connection).await;
+    // A session of its own, since its counts are there once it ends.
+    let store = Store::connect(&settings).await.unwrap();
+    let after = Cursor { bucket: "photos".into(), key: "001000".into() };
+    let page = store.stored_objects(Some("w"), Some(&after), 10).await.unwrap();
+    assert_eq!(page.objects.len(), 10);
+    assert_eq!(page.last.unwrap().key, "001010");
+    store.close().await;
+    let mut rows = read(&mut connection).await - before;
+    for _ in 0..100 {
+        if rows > 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        rows = read(&mut connection).await - before;
+    }
+    assert!((10..1_000).contains(&rows), "{rows} of {ROWS} index entries were read for 10 objects");
+}
+
 struct Writer {
-    requests: mpsc::Sender<WriteRequest>,
+    requests: mpsc::Sender<WriteRequest<ScoreRow, StoredScore>>,
     task: tokio::task::JoinHandle<()>,
     shutdown: CancellationToken,
 }
@@ -434,7 +476,7 @@ fn writer(store: &Store, settings: &PostgresSettings) -> Writer {
     let retry = RetrySettings { initial_ms: 20, max_ms: 200, ..RetrySettings::default() };
     let upsert = move |rows: Vec<ScoreRow>| {
         let store = store.clone();
-        async move { store.upsert(&rows).await }
+        async move { store.upsert_rows(&rows).await }
     };
     let task = tokio::spawn(async move { write_batches(upsert, &settings, &retry, incoming, token).await });
     Writer { requests, task, shutdown }
@@ -511,4 +553,57 @@ async fn the_writer_rides_out_a_restart_of_postgres() {
     writer.shutdown.cancel();
     tokio::time::timeout(Duration::from_secs(10), writer.task).await.unwrap().unwrap();
     assert!(abandoned.await.is_err());
+}
+
+fn shadow_pair(number: i64) -> ShadowPair {
+    let champion = (number % 97) as f64 / 10.0;
+    let id = ScoreId::of_position("uploads", 0, number, 0);
+    ShadowPair { id, champion, candidate: champion + (number % 7) as f64 / 100.0 }
+}
+
+/// Several workers add to one candidate at once: sums are of every image, the sample is bounded and the
+/// same whoever came first.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_agreement_of_a_shadow_is_summed_over_workers_and_sampled() {
+    let Fixture { store, database: _database, .. } = fixture().await;
+    let pairs: Vec<ShadowPair> = (0..2 * PAIRS_KEPT).map(shadow_pair).collect();
+    let tasks: Vec<_> = pairs
+        .chunks(250)
+        .map(|pairs| {
+            let (store, pairs) = (store.clone(), pairs.to_vec());
+            tokio::spawn(async move { store.record_shadow("candidate", "champion", &pairs).await })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap().unwrap();
+    }
+    store.record_shadow("candidate", "another", &pairs[..3]).await.unwrap();
+    store.record_shadow("candidate", "another", &[]).await.unwrap();
+    store.record_shadow("candidate+assess+f32", "champion", &pairs[..1]).await.unwrap();
+    let by_either_name = store.shadow_records("candidate").await.unwrap();
+    assert_eq!(by_either_name.len(), 3, "as the registry names it, with whatever prompt and type");
+    assert_eq!(store.shadow_records("candidate+assess+f32").await.unwrap(), by_either_name[..1]);
+
+    let records = store.shadow_records("candidate").await.unwrap();
+    let champions: Vec<&str> = records.iter().map(|record| record.champion.as_str()).collect();
+    assert_eq!(champions, ["champion", "another", "champion"], "the latest first");
+    let (other, record) = (&records[1], &records[2]);
+    assert_eq!((other.sums, other.sample.len()), (pairs[..3].iter().collect(), 3));
+    let expected: ShadowSums = pairs.iter().collect();
+    assert_eq!(record.sums.images, expected.images);
+    for (sum, expected) in [
+        (record.sums.champion, expected.champion),
+        (record.sums.candidate, expected.candidate),
+        (record.sums.champion_squared, expected.champion_squared),
+        (record.sums.candidate_squared, expected.candidate_squared),
+        (record.sums.product, expected.product),
+        (record.sums.absolute_difference, expected.absolute_difference),
+    ] {
+        assert!((sum - expected).abs() <= 1e-9 * expected, "{sum} {expected}");
+    }
+    let mut lowest = pairs.clone();
+    lowest.sort_by_key(|pair| pair.id);
+    lowest.truncate(PAIRS_KEPT as usize);
+    assert_eq!(record.sample, lowest);
+    assert!(store.shadow_records("nobody").await.unwrap().is_empty());
 }

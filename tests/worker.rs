@@ -5,6 +5,10 @@ mod engine;
 #[path = "worker/hold.rs"]
 mod hold;
 mod support;
+#[path = "worker/switch/mod.rs"]
+mod switch;
+#[path = "worker/votes.rs"]
+mod votes;
 
 use std::{
     collections::{HashMap, HashSet},

@@ -5,6 +5,7 @@
 use roc4mllm::{
     config,
     image::{self, ImageSettings, Preprocessor},
+    labels::{LabelFileError, Origin, SampleReader, SampleWriter, Scale, Vote, csv::CsvReader, label},
     model::checkpoint::Checkpoint,
     record::{
         Header,
@@ -112,6 +113,64 @@ pub fn image(data: &[u8]) {
             assert!(values.iter().all(|value| value.is_finite()), "every pixel value is written");
         }
     });
+}
+
+/// A record of the labels topic, a file of samples, and one of CSV.
+pub fn labels(data: &[u8]) {
+    let now = time::OffsetDateTime::UNIX_EPOCH + time::Duration::days(20_000);
+    match Vote::from_record(data, Some(now), &Scale::PAPER, now) {
+        Ok(vote) => assert_eq!(vote.check(&Scale::PAPER, now), Ok(()), "what is read is right"),
+        Err(refusal) => one_line(&refusal),
+    }
+    let mut writer = SampleWriter::new(Vec::new());
+    let mut samples = Vec::new();
+    for sample in SampleReader::new("fuzz", data).checked(Scale::PAPER) {
+        match sample {
+            Ok(sample) => {
+                writer.write(&sample).expect("memory can be written to");
+                samples.push(sample);
+            }
+            Err(error) => refused(&error, data),
+        }
+    }
+    let written = writer.finish().expect("memory can be written to");
+    let again = SampleReader::new("fuzz", &written[..]).checked(Scale::PAPER);
+    let again: Vec<_> = again.map(|sample| sample.expect("what was written can be read")).collect();
+    assert_eq!(again.len(), samples.len());
+    let origin = Origin {
+        bucket: Some("photos".into()),
+        prefix: String::new(),
+        buckets: Vec::new(),
+        rater: "fuzz".into(),
+        labelled_at: now,
+    };
+    for (mut sample, again) in samples.into_iter().zip(again) {
+        sample.line = again.line;
+        assert_eq!(sample, again, "what was written is what is read");
+        match label::votes(sample, &origin, &Scale::PAPER) {
+            Ok(votes) => assert!(!votes.is_empty(), "a sample that is right is somebody's vote"),
+            Err(refusal) => one_line(&refusal),
+        }
+    }
+    match CsvReader::new("fuzz", data, Scale::PAPER) {
+        Ok(reader) => {
+            for label in reader {
+                match label {
+                    Ok(label) => assert_eq!(label.opinion.check(&Scale::PAPER), Ok(())),
+                    Err(error) => refused(&error, data),
+                }
+            }
+        }
+        Err(error) => one_line(&error),
+    }
+}
+
+fn refused(error: &LabelFileError, data: &[u8]) {
+    one_line(error);
+    if let LabelFileError::Refused { line, .. } = error {
+        let lines = data.iter().filter(|byte| matches!(byte, b'\n' | b'\r')).count() + 1;
+        assert!((1..=lines).contains(line), "line {line} of {lines}");
+    }
 }
 
 /// A configuration file, and the value of a flag.

@@ -4,6 +4,7 @@ use crate::fault::Disposition;
 use crate::fetch::FetchError;
 use crate::kafka;
 use crate::model::ModelError;
+use crate::registry::RegistryError;
 use crate::store::StoreError;
 use crate::worker::UNAVAILABLE;
 
@@ -18,6 +19,8 @@ pub enum BackfillError {
     Bucket(String),
     #[error("no topic to enqueue to; set kafka.backfill_topic, which workers read too, or give --topic")]
     NoTopic,
+    #[error("topic {0:?} is kafka.labels_topic, whose records are votes; use another")]
+    Votes(String),
     #[error("topic {0:?} is written by workers, which would be a loop; use another")]
     Loop(String),
     #[error(
@@ -26,6 +29,8 @@ pub enum BackfillError {
     OtherTopic { name: String, begun: String, asked: String },
     #[error("the served model version is not known: {0}; mend model.checkpoint or give --not-version")]
     Version(#[from] ModelError),
+    #[error("the served model version is not known: {0}; mend model.checkpoint or give --not-version")]
+    Registry(#[from] RegistryError),
     #[error("Kafka: {0}")]
     Kafka(#[from] kafka::Error),
     #[error("S3: {0}")]
@@ -50,6 +55,7 @@ impl BackfillError {
         match self {
             Self::Kafka(error) => error.disposition(),
             Self::S3(error) => error.disposition(),
+            Self::Registry(error) => error.disposition(),
             Self::Postgres(error) => error.disposition(),
             _ => Disposition::Stop,
         }
@@ -62,6 +68,7 @@ impl BackfillError {
             | Self::Bucket(_)
             | Self::NoTopic
             | Self::Loop(_)
+            | Self::Votes(_)
             | Self::OtherTopic { .. }
             | Self::Version(_)
             | Self::Kafka(kafka::Error::Setting { .. })
@@ -69,6 +76,7 @@ impl BackfillError {
             | Self::Postgres(StoreError::Configuration { .. }) => 2,
             Self::Unordered { .. } | Self::Overtaken(_) => 3,
             Self::Kafka(_) | Self::S3(_) | Self::Postgres(_) => UNAVAILABLE,
+            Self::Registry(error) => error.exit_code(),
             Self::Thread(_) => 1,
         }
     }

@@ -10,6 +10,7 @@ use crate::kafka::producer::RecordProducer;
 use crate::kafka::{self, KafkaSettings, admin};
 use crate::model;
 use crate::object::ObjectRef;
+use crate::registry;
 use crate::retry::retry;
 use crate::store::{BackfillState, Cursor, Store};
 use futures_util::StreamExt;
@@ -94,7 +95,10 @@ fn topic_of(kafka: &KafkaSettings, args: &BackfillArgs) -> Result<String, Backfi
     if [&kafka.output_topic, &kafka.dead_letter_topic].contains(&&topic) {
         return Err(BackfillError::Loop(topic));
     }
-    if !kafka.consumed_topics().any(|consumed| consumed == topic) {
+    if kafka.labels_topic.as_ref() == Some(&topic) {
+        return Err(BackfillError::Votes(topic));
+    }
+    if !kafka.scored_topics().any(|consumed| consumed == topic) {
         tracing::warn!(topic, "no worker of this configuration reads that topic");
     }
     Ok(topic)
@@ -114,7 +118,8 @@ async fn select(config: &Config, args: &BackfillArgs) -> Result<(Selection, Opti
     let not_version = match &args.not_version {
         Some(version) => version.clone(),
         None => {
-            let settings = config.model.clone();
+            let checkpoint = registry::resolve(config).await?;
+            let settings = checkpoint.settings(&config.model);
             // Reads the whole checkpoint.
             tokio::task::spawn_blocking(move || model::served_version(&settings))
                 .await

@@ -28,7 +28,7 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    pub(super) fn invalid(key: &str, reason: &str) -> Self {
+    pub(crate) fn invalid(key: &str, reason: &str) -> Self {
         Self::Invalid { key: key.into(), reason: reason.into() }
     }
 }

@@ -5,11 +5,23 @@ mod load;
 pub use load::{ConfigError, load, render};
 
 use crate::{
-    fetch::S3Settings, http::HttpSettings, image::ImageSettings, inference::InferenceSettings,
-    kafka::KafkaSettings, model::ModelSettings, pipeline::PipelineSettings, retry::RetrySettings,
-    store::PostgresSettings, telemetry::TelemetrySettings,
+    fetch::S3Settings,
+    http::HttpSettings,
+    image::ImageSettings,
+    inference::InferenceSettings,
+    kafka::KafkaSettings,
+    labels::{LabelsSettings, Scale, ScaleSettings},
+    model::ModelSettings,
+    model::config::ModelConfig,
+    pipeline::PipelineSettings,
+    registry::RegistrySettings,
+    retry::RetrySettings,
+    serving::ServingSettings,
+    store::PostgresSettings,
+    telemetry::TelemetrySettings,
 };
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 
 /// Everything the worker reads from `config/worker.toml` and the environment.
 ///
@@ -21,10 +33,13 @@ pub struct Config {
     pub s3: S3Settings,
     pub postgres: PostgresSettings,
     pub model: ModelSettings,
+    pub registry: RegistrySettings,
+    pub serving: ServingSettings,
     pub inference: InferenceSettings,
     pub image: ImageSettings,
     pub pipeline: PipelineSettings,
     pub retry: RetrySettings,
+    pub labels: LabelsSettings,
     pub http: HttpSettings,
     pub telemetry: TelemetrySettings,
 }
@@ -51,7 +66,22 @@ impl Config {
             return invalid("postgres.url", "is empty; give a `postgres://` address");
         }
         if self.model.checkpoint.is_empty() {
-            return invalid("model.checkpoint", "is empty; give a checkpoint folder");
+            return invalid(
+                "model.checkpoint",
+                "is empty; give a checkpoint folder, an s3:// address or `champion`",
+            );
+        }
+        if self.registry.keep_versions == 0 {
+            return invalid(
+                "registry.keep_versions",
+                "is 0, which leaves no room for the model itself; keep 1 or more",
+            );
+        }
+        if self.registry.poll_interval_ms == 0 {
+            return invalid(
+                "registry.poll_interval_ms",
+                "is 0, which would never let Postgres rest; give milliseconds",
+            );
         }
         if self.pipeline.max_items < self.inference.batch_size {
             return invalid(
@@ -65,8 +95,33 @@ impl Config {
                 "is below image.max_bytes, so the largest image could never enter; raise it",
             );
         }
+        if let Err((key, reason)) = self.labels.check() {
+            return invalid(key, reason);
+        }
         crate::telemetry::logs::parse_filter(&self.telemetry.log_level)
             .map(drop)
             .map_err(|error| ConfigError::invalid("telemetry.log_level", &error.to_string()))
+    }
+
+    /// The scale that votes are checked against: `labels.scale`, or that of the checkpoint folder, or what
+    /// the paper's checkpoints have.
+    ///
+    /// # Errors
+    /// When `labels.scale` is none, or the checkpoint folder's `config.json` can't be read.
+    pub fn label_scale(&self) -> Result<Scale, ConfigError> {
+        self.labels.check().map_err(|(key, reason)| ConfigError::invalid(key, reason))?;
+        if let Some(ScaleSettings { min_score, max_score, num_tokens }) = self.labels.scale {
+            return Ok(Scale { min_score, max_score, num_tokens });
+        }
+        let folder = Path::new(&self.model.checkpoint);
+        if !folder.join("config.json").is_file() {
+            return Ok(Scale::PAPER);
+        }
+        let model = ModelConfig::read(folder)
+            .map_err(|error| ConfigError::invalid("model.checkpoint", &error.to_string()))?;
+        let head = model.score.and_then(|head| {
+            Scale::new(head.min_score, head.max_score, usize::try_from(head.num_tokens).unwrap_or_default())
+        });
+        Ok(head.unwrap_or(Scale::PAPER))
     }
 }

@@ -7,10 +7,12 @@
 mod apache_kafka;
 mod child;
 pub mod demo;
+pub mod demo_model;
 mod mock_kafka;
 mod postgres;
 mod s3;
 mod s3_objects;
+mod s3_uploads;
 pub mod scratch;
 mod test_servers;
 

@@ -44,7 +44,7 @@ type FaultRule = dyn Fn(&Parts) -> Option<Fault> + Send + Sync;
 
 /// Serves every sub-folder of a folder as a bucket, path-style, on a loopback port. Requests must
 /// be signed with the keys below. Reads honour `If-Match`, `If-None-Match` and `Range`; there are
-/// no versions and no multipart uploads. Stops when dropped.
+/// no versions. Keys of uploads in parts have at most a hundred bytes. Stops when dropped.
 pub struct S3Server {
     root: PathBuf,
     address: SocketAddr,

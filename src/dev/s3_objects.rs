@@ -1,13 +1,17 @@
-//! What `s3s-fs` lacks to stand in for S3: conditional reads, ETags of the bytes served, and keys
-//! that are no file paths.
+//! What `s3s-fs` lacks to stand in for S3: conditional reads, ETags of the bytes served, listings of
+//! uploads in parts, and keys that are no file paths.
 
+use crate::dev::s3_uploads::Uploads;
 use bytes::Bytes;
 use s3s::crypto::{Checksum, Md5};
 use s3s::dto::{
-    CreateBucketInput, CreateBucketOutput, DeleteObjectInput, DeleteObjectOutput, ETag, ETagCondition,
-    GetObjectInput, GetObjectOutput, HeadBucketInput, HeadBucketOutput, HeadObjectInput, HeadObjectOutput,
-    ListBucketsInput, ListBucketsOutput, ListObjectsV2Input, ListObjectsV2Output, PutObjectInput,
-    PutObjectOutput, StreamingBlob, Timestamp,
+    AbortMultipartUploadInput, AbortMultipartUploadOutput, CompleteMultipartUploadInput,
+    CompleteMultipartUploadOutput, CreateBucketInput, CreateBucketOutput, CreateMultipartUploadInput,
+    CreateMultipartUploadOutput, DeleteObjectInput, DeleteObjectOutput, ETag, ETagCondition, GetObjectInput,
+    GetObjectOutput, HeadBucketInput, HeadBucketOutput, HeadObjectInput, HeadObjectOutput, ListBucketsInput,
+    ListBucketsOutput, ListMultipartUploadsInput, ListMultipartUploadsOutput, ListObjectsV2Input,
+    ListObjectsV2Output, ListPartsInput, ListPartsOutput, PutObjectInput, PutObjectOutput, StreamingBlob,
+    Timestamp, UploadPartInput, UploadPartOutput,
 };
 use s3s::{Body, S3, S3Request, S3Response, S3Result, s3_error};
 use s3s_fs::FileSystem;
@@ -28,6 +32,7 @@ const LONGEST_NOTED_KEY: usize = 100;
 pub(super) struct ObjectFolder {
     files: FileSystem,
     root: PathBuf,
+    uploads: Uploads,
 }
 
 /// One object, read whole so that its ETag is that of the very bytes that go out.
@@ -39,7 +44,7 @@ struct Object {
 
 impl ObjectFolder {
     pub(super) fn new(root: &Path) -> Result<Self, s3s_fs::Error> {
-        Ok(Self { files: FileSystem::new(root)?, root: root.to_owned() })
+        Ok(Self { files: FileSystem::new(root)?, root: root.to_owned(), uploads: Uploads::default() })
     }
 
     /// Puts an object under a short name and moves it to its own.
@@ -193,10 +198,20 @@ impl S3 for ObjectFolder {
         &self,
         request: S3Request<HeadObjectInput>,
     ) -> S3Result<S3Response<HeadObjectOutput>> {
-        let input = request.input;
+        let input = request.input.clone();
         let object = self.read(&input.bucket, &input.key).await?;
         check_conditions(&object.etag, input.if_match.as_ref(), input.if_none_match.as_ref())?;
+        let mut noted = request;
+        noted.input.key = file_key(&input.key);
+        let noted = self.files.head_object(noted).await.ok().map(|response| response.output);
+        // What is noted of an object says nothing of one that was put in its place by other means.
+        let noted = noted.filter(|noted| match &noted.e_tag {
+            Some(ETag::Strong(etag)) => *etag == object.etag || etag.contains('-'),
+            _ => false,
+        });
+        let noted = noted.and_then(|noted| noted.metadata);
         Ok(S3Response::new(HeadObjectOutput {
+            metadata: noted,
             content_length: i64::try_from(object.content.len()).ok(),
             accept_ranges: Some("bytes".to_owned()),
             e_tag: Some(ETag::Strong(object.etag)),
@@ -213,6 +228,12 @@ impl S3 for ObjectFolder {
             return Err(s3_error!(NoSuchBucket));
         }
         request.input.key = file_key(&request.input.key);
+        let exists = self.root.join(&request.input.bucket).join(&request.input.key).exists();
+        if exists
+            && request.input.if_none_match.as_ref().is_some_and(|condition| *condition == ETagCondition::Any)
+        {
+            return Err(s3_error!(PreconditionFailed, "the object exists"));
+        }
         if request.input.key.len() > LONGEST_NOTED_KEY {
             return self.put_long(request).await;
         }
@@ -225,6 +246,79 @@ impl S3 for ObjectFolder {
     ) -> S3Result<S3Response<DeleteObjectOutput>> {
         request.input.key = file_key(&request.input.key);
         self.files.delete_object(request).await
+    }
+
+    async fn create_multipart_upload(
+        &self,
+        mut request: S3Request<CreateMultipartUploadInput>,
+    ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
+        if !self.root.join(&request.input.bucket).is_dir() {
+            return Err(s3_error!(NoSuchBucket));
+        }
+        let (bucket, key) = (request.input.bucket.clone(), request.input.key.clone());
+        request.input.key = file_key(&key);
+        if request.input.key.len() > LONGEST_NOTED_KEY {
+            return Err(s3_error!(KeyTooLongError, "upload it in one request"));
+        }
+        let response = self.files.create_multipart_upload(request).await?;
+        if let Some(id) = &response.output.upload_id {
+            self.uploads.begin(id.clone(), bucket, key);
+        }
+        Ok(response)
+    }
+
+    async fn upload_part(
+        &self,
+        request: S3Request<UploadPartInput>,
+    ) -> S3Result<S3Response<UploadPartOutput>> {
+        let (id, number) = (request.input.upload_id.clone(), request.input.part_number);
+        let size = request.input.content_length.unwrap_or_default();
+        if !self.uploads.has(&id) {
+            return Err(s3_error!(NoSuchUpload));
+        }
+        let sent = self.files.upload_part(request).await;
+        // Meanwhile another request may have ended it.
+        if !self.uploads.has(&id) {
+            return Err(s3_error!(NoSuchUpload));
+        }
+        let response = sent?;
+        self.uploads.add_part(&id, number, response.output.e_tag.clone(), size);
+        Ok(response)
+    }
+
+    async fn complete_multipart_upload(
+        &self,
+        mut request: S3Request<CompleteMultipartUploadInput>,
+    ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
+        let id = request.input.upload_id.clone();
+        let upload = self.uploads.take(&id).ok_or_else(|| s3_error!(NoSuchUpload))?;
+        request.input.key = file_key(&request.input.key);
+        let completed = self.files.complete_multipart_upload(request).await;
+        if completed.is_err() {
+            self.uploads.put_back(id, upload);
+        }
+        completed
+    }
+
+    async fn abort_multipart_upload(
+        &self,
+        mut request: S3Request<AbortMultipartUploadInput>,
+    ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
+        self.uploads.take(&request.input.upload_id).ok_or_else(|| s3_error!(NoSuchUpload))?;
+        request.input.key = file_key(&request.input.key);
+        self.files.abort_multipart_upload(request).await
+    }
+
+    async fn list_multipart_uploads(
+        &self,
+        request: S3Request<ListMultipartUploadsInput>,
+    ) -> S3Result<S3Response<ListMultipartUploadsOutput>> {
+        Ok(S3Response::new(self.uploads.list(request.input)))
+    }
+
+    async fn list_parts(&self, request: S3Request<ListPartsInput>) -> S3Result<S3Response<ListPartsOutput>> {
+        let listed = self.uploads.list_parts(&request.input.upload_id);
+        listed.map(S3Response::new).ok_or_else(|| s3_error!(NoSuchUpload))
     }
 
     async fn list_objects_v2(

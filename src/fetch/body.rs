@@ -1,12 +1,13 @@
 //! One object's body, resumed where it breaks until it is complete.
 
 use crate::fetch::error::FetchError;
-use crate::fetch::{FetchedImage, Fetcher, unquoted};
+use crate::fetch::{FetchedImage, Fetcher, S3Settings, unquoted};
 use crate::object::ObjectRef;
 use aws_sdk_s3::error::DisplayErrorContext;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::primitives::ByteStream;
 use bytes::{Bytes, BytesMut};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
@@ -40,6 +41,52 @@ enum Ending {
     Early(String),
     /// The bytes cannot be trusted.
     Invalid(String),
+}
+
+/// How a body's bytes ceased to come.
+pub(super) enum BodyEnd {
+    /// By themselves; whether they are all is for the caller to count.
+    Finished,
+    /// Too slowly.
+    Stalled(String),
+    /// By an error.
+    Broken(String),
+}
+
+/// Hands a body's bytes to `take` as they come, for as long as they come fast enough.
+///
+/// # Errors
+/// Those of `take`, at once.
+pub(super) async fn read_body(
+    settings: &S3Settings,
+    mut body: ByteStream,
+    mut take: impl FnMut(Bytes) -> Result<(), FetchError>,
+) -> Result<BodyEnd, FetchError> {
+    let window = Duration::from_millis(settings.stall_timeout_ms.max(1));
+    let floor = settings.stall_bytes_per_s.saturating_mul(settings.stall_timeout_ms) / 1000;
+    let mut window_end = Instant::now() + window;
+    let mut in_window = 0_u64;
+    loop {
+        let chunk: Option<Result<Bytes, _>> = match timeout_at(window_end, body.next()).await {
+            Ok(chunk) => chunk,
+            Err(_) if in_window < floor.max(1) => {
+                return Ok(BodyEnd::Stalled(format!("{in_window} bytes came in {} ms", window.as_millis())));
+            }
+            Err(_) => {
+                window_end = Instant::now() + window;
+                in_window = 0;
+                continue;
+            }
+        };
+        match chunk {
+            Some(Ok(chunk)) => {
+                in_window += chunk.len() as u64;
+                take(chunk)?;
+            }
+            Some(Err(error)) => return Ok(BodyEnd::Broken(DisplayErrorContext(&error).to_string())),
+            None => return Ok(BodyEnd::Finished),
+        }
+    }
 }
 
 impl<'a> Download<'a> {
@@ -155,39 +202,22 @@ impl<'a> Download<'a> {
         Ok(())
     }
 
-    async fn read(&mut self, mut body: ByteStream) -> Result<Ending, FetchError> {
-        let settings = &self.fetcher.settings;
-        let window = Duration::from_millis(settings.stall_timeout_ms.max(1));
-        let floor = settings.stall_bytes_per_s.saturating_mul(settings.stall_timeout_ms) / 1000;
+    async fn read(&mut self, body: ByteStream) -> Result<Ending, FetchError> {
+        let settings = Arc::clone(&self.fetcher.settings);
+        let end = read_body(&settings, body, |chunk| {
+            self.check_limit(self.received.len() as u64 + chunk.len() as u64)?;
+            self.received.extend_from_slice(&chunk);
+            Ok(())
+        });
+        let end = end.await?;
         let total = self.start.as_ref().and_then(|start| start.total);
-        let mut window_end = Instant::now() + window;
-        let mut in_window = 0_u64;
-        loop {
-            let chunk: Option<Result<Bytes, _>> = match timeout_at(window_end, body.next()).await {
-                Ok(chunk) => chunk,
-                Err(_) if in_window < floor.max(1) => {
-                    return Ok(Ending::Early(format!("{in_window} bytes came in {} ms", window.as_millis())));
-                }
-                Err(_) => {
-                    window_end = Instant::now() + window;
-                    in_window = 0;
-                    continue;
-                }
-            };
-            match chunk {
-                Some(Ok(chunk)) => {
-                    in_window += chunk.len() as u64;
-                    self.check_limit(self.received.len() as u64 + chunk.len() as u64)?;
-                    self.received.extend_from_slice(&chunk);
-                }
-                // After the last byte, only a checksum is left to be wrong.
-                Some(Err(error)) if total == Some(self.received.len() as u64) => {
-                    return Ok(Ending::Invalid(DisplayErrorContext(&error).to_string()));
-                }
-                Some(Err(error)) => return Ok(Ending::Early(DisplayErrorContext(&error).to_string())),
-                None => return Ok(self.ended()),
-            }
-        }
+        Ok(match end {
+            BodyEnd::Finished => self.ended(),
+            BodyEnd::Stalled(reason) => Ending::Early(reason),
+            // After the last byte, only a checksum is left to be wrong.
+            BodyEnd::Broken(reason) if total == Some(self.received.len() as u64) => Ending::Invalid(reason),
+            BodyEnd::Broken(reason) => Ending::Early(reason),
+        })
     }
 
     /// The end of a body without an error, which does not yet mean that all of it came.

@@ -60,6 +60,14 @@ impl FetchError {
         }
     }
 
+    /// What a command does next: passing faults are waited out, broken surroundings end it.
+    pub fn passing(&self) -> Disposition {
+        match self.disposition() {
+            Disposition::Hold => Disposition::Stop,
+            other => other,
+        }
+    }
+
     /// How the item ends if this error is final.
     pub fn status(&self) -> ItemStatus {
         match self {

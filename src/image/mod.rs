@@ -33,7 +33,7 @@ pub use processor_config::{Fit, PreprocessorError};
 pub use rgb::RgbImage;
 pub use settings::{ImageSettings, PreprocessMode};
 pub use sniff::Format;
-pub use thumbnail::thumbnail;
+pub use thumbnail::{thumbnail, upright_square};
 
 /// Grows whenever the pixel values computed for one file change; part of a score's identity.
 pub const PREPROCESS_REVISION: u32 = 1;

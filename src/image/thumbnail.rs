@@ -1,4 +1,4 @@
-//! Small upright copies for reports.
+//! Small upright copies, for reports and for telling photos apart.
 
 use super::{
     decode::decode_into,
@@ -6,6 +6,7 @@ use super::{
     library::one_line,
     orientation::Orientation,
     resize,
+    rgb::RgbImage,
     settings::ImageSettings,
     sniff::{self, Format},
 };
@@ -19,26 +20,14 @@ const QUALITY: i32 = 82;
 /// [`ImageError`], as [`decode`](super::decode) has them.
 pub fn thumbnail(bytes: &[u8], settings: &ImageSettings, max_edge: u32) -> Result<Vec<u8>, ImageError> {
     let max_edge = max_edge.max(1);
-    let image = decode_into(Vec::new(), bytes, settings, |width, height| {
-        // The largest power of two that leaves twice the pixels that are needed.
-        let spare = width.max(height) / (2 * max_edge).max(1);
-        [8, 4, 2].into_iter().find(|&divisor| divisor <= spare).unwrap_or(1)
-    })?;
-    let format = sniff::sniff(bytes)?;
-    let unmade = |reason: String| ImageError::Damaged { format, reason };
-    let longest = image.width().max(image.height());
-    let image = if longest > max_edge {
+    let upright = upright(bytes, settings, max_edge, |width, height| {
+        let longest = width.max(height);
         let scaled = |edge: u32| {
             let edge = (f64::from(edge) * f64::from(max_edge) / f64::from(longest)).round();
             (edge as u32).clamp(1, max_edge)
         };
-        resize::stretched(&image, scaled(image.width()), scaled(image.height()))
-            .ok_or_else(|| unmade("no thumbnail could be made".to_owned()))?
-    } else {
-        image
-    };
-    // A TIFF is turned upright by its decoder.
-    let upright = if format == Format::Tiff { image } else { Orientation::of_file(bytes).apply(image) };
+        if longest > max_edge { (scaled(width), scaled(height)) } else { (width, height) }
+    })?;
     let pixels = turbojpeg::Image {
         pixels: upright.pixels(),
         width: upright.width() as usize,
@@ -46,9 +35,48 @@ pub fn thumbnail(bytes: &[u8], settings: &ImageSettings, max_edge: u32) -> Resul
         height: upright.height() as usize,
         format: turbojpeg::PixelFormat::RGB,
     };
-    turbojpeg::compress(pixels, QUALITY, turbojpeg::Subsamp::Sub2x2).map(|jpeg| jpeg.to_vec()).map_err(
-        |error| unmade(format!("its thumbnail could not be written: {}", one_line(&error.to_string()))),
-    )
+    let format = sniff::sniff(bytes)?;
+    turbojpeg::compress(pixels, QUALITY, turbojpeg::Subsamp::Sub2x2)
+        .map(|jpeg| jpeg.to_vec())
+        .map_err(|error| unmade(format, &format!("could not be written: {}", one_line(&error.to_string()))))
+}
+
+/// The whole image in a square of `edge` pixels, stretched to it and turned upright by the file's EXIF
+/// orientation: what two files of one photo have in common.
+///
+/// # Errors
+/// [`ImageError`], as [`decode`](super::decode) has them.
+pub fn upright_square(bytes: &[u8], settings: &ImageSettings, edge: u32) -> Result<RgbImage, ImageError> {
+    let edge = edge.max(1);
+    upright(bytes, settings, edge, |_, _| (edge, edge))
+}
+
+/// The image in the size that `resized` returns for its width and height as stored, turned upright. Of a
+/// large JPEG no more is decoded than leaves twice `edge` pixels along the longer edge.
+fn upright(
+    bytes: &[u8],
+    settings: &ImageSettings,
+    edge: u32,
+    resized: impl FnOnce(u32, u32) -> (u32, u32),
+) -> Result<RgbImage, ImageError> {
+    let image = decode_into(Vec::new(), bytes, settings, |width, height| {
+        // The largest power of two that leaves twice the pixels that are needed.
+        let spare = width.max(height) / (2 * edge);
+        [8, 4, 2].into_iter().find(|&divisor| divisor <= spare).unwrap_or(1)
+    })?;
+    let format = sniff::sniff(bytes)?;
+    let (width, height) = resized(image.width(), image.height());
+    let image = if (width, height) == (image.width(), image.height()) {
+        image
+    } else {
+        resize::stretched(&image, width, height).ok_or_else(|| unmade(format, "could not be made"))?
+    };
+    // A TIFF is turned upright by its decoder.
+    Ok(if format == Format::Tiff { image } else { Orientation::of_file(bytes).apply(image) })
+}
+
+fn unmade(format: Format, reason: &str) -> ImageError {
+    ImageError::Damaged { format, reason: format!("a smaller copy {reason}") }
 }
 
 #[cfg(test)]

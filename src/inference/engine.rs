@@ -159,7 +159,7 @@ pub struct Engine {
 
 impl Engine {
     /// Starts the model thread, which calls `build` first. `golden` is scored once the model is warm,
-    /// and from time to time after that.
+    /// and from time to time after that. What the engine does is counted in `metrics`.
     ///
     /// # Errors
     /// [`StartError::Thread`] when there is no thread to be had; what else can go wrong shows in
@@ -168,6 +168,7 @@ impl Engine {
         build: B,
         golden: Option<GoldenImage>,
         settings: &InferenceSettings,
+        metrics: Arc<InferenceMetrics>,
     ) -> Result<Starting<E>, StartError<E>>
     where
         E: Error + Send + 'static,
@@ -176,7 +177,7 @@ impl Engine {
         let shared = Arc::new(Shared {
             queue: WorkQueue::new(settings.linger()),
             health: watch::Sender::new(Health::Starting),
-            metrics: Arc::default(),
+            metrics,
             clock: Arc::default(),
         });
         let (sender, outcome) = oneshot::channel();

@@ -43,6 +43,12 @@ pub enum EngineFailure {
          second copy of the model, and put back the checkpoint that the worker started with"
     )]
     Quarantine { reason: Arc<str> },
+    /// A switch to another model freed the last one, and now neither of them loads.
+    #[error(
+        "neither the new model nor the last one can be loaded ({reason}); restart the process, and roll \
+         back with `roc4mllm models rollback` if the new one is at fault"
+    )]
+    Switch { reason: Arc<str> },
     /// It was shut down.
     #[error("the engine has been shut down; start another one")]
     Stopped,
@@ -75,7 +81,11 @@ impl EngineFailure {
         match self {
             Self::OutOfMemory { .. } => 75,
             Self::Hung { .. } => 71,
-            Self::Device { .. } | Self::Model { .. } | Self::Golden { .. } | Self::Quarantine { .. } => 70,
+            Self::Device { .. }
+            | Self::Model { .. }
+            | Self::Golden { .. }
+            | Self::Quarantine { .. }
+            | Self::Switch { .. } => 70,
             Self::Stopped => 1,
         }
     }

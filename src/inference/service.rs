@@ -40,8 +40,27 @@ impl ScoringService {
         E: Error + Send + 'static,
         B: FnOnce() -> Result<Box<dyn Scorer>, E> + Send + 'static,
     {
+        Self::start_counting_in(Arc::default(), build, preprocessor, images, settings).await
+    }
+
+    /// As [`start`](Self::start), but counts in `metrics`, which services that take each other's place
+    /// share, so that no total begins anew.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn start_counting_in<E, B>(
+        metrics: Arc<InferenceMetrics>,
+        build: B,
+        preprocessor: Preprocessor,
+        images: ImageSettings,
+        settings: &InferenceSettings,
+    ) -> Result<Self, StartError<E>>
+    where
+        E: Error + Send + 'static,
+        B: FnOnce() -> Result<Box<dyn Scorer>, E> + Send + 'static,
+    {
         let golden = (settings.golden_interval_ms > 0).then(|| GoldenImage::new(preprocessor.clone()));
-        let engine = Arc::new(Engine::spawn(build, golden, settings)?.ready().await?);
+        let engine = Arc::new(Engine::spawn(build, golden, settings, metrics)?.ready().await?);
         let (preprocessed, expected) = (preprocessor.image_size(), engine.info().image_size);
         if preprocessed != expected {
             return Err(StartError::InputSize { preprocessed, expected });

@@ -106,8 +106,8 @@ pub struct KafkaSettings {
     pub output_topic: String,
     /// Where records with permanently bad items go.
     pub dead_letter_topic: String,
-    /// Where raters' votes come from; read by training only.
-    pub labels_topic: String,
+    /// Where raters' votes come from; where unset, the worker reads none.
+    pub labels_topic: Option<String>,
     pub delivery: Delivery,
     pub security: Security,
     pub sasl: SaslSettings,
@@ -165,7 +165,7 @@ impl Default for KafkaSettings {
             backfill_records: 64,
             output_topic: "scores".into(),
             dead_letter_topic: "scores-dead-letters".into(),
-            labels_topic: "labels".into(),
+            labels_topic: None,
             delivery: Delivery::Transactional,
             security: Security::Plaintext,
             sasl: SaslSettings::default(),
@@ -210,8 +210,9 @@ impl KafkaSettings {
             ("dead_letter_topic", self.dead_letter_topic.as_str()),
         ];
         let backfill = self.backfill_topic.as_deref().map(|topic| ("backfill_topic", topic));
+        let labels = self.labels_topic.as_deref().map(|topic| ("labels_topic", topic));
         let inputs = self.input_topics.iter().map(|topic| ("input_topics", topic.as_str()));
-        for (setting, topic) in named.into_iter().chain(inputs).chain(backfill) {
+        for (setting, topic) in named.into_iter().chain(inputs).chain(backfill).chain(labels) {
             if let Err(reason) = check_topic_name(topic) {
                 return bad(setting, reason);
             }
@@ -230,6 +231,14 @@ impl KafkaSettings {
             return bad(
                 setting,
                 format!("{topic:?} is one of input_topics; live uploads go before it, so use another"),
+            );
+        }
+        if let Some((setting, topic)) = labels
+            && self.scored_topics().any(|input| input == topic)
+        {
+            return bad(
+                setting,
+                format!("{topic:?} is read for uploads too; votes need a topic of their own"),
             );
         }
         if self.message_timeout_ms >= self.transaction_timeout_ms {
@@ -300,9 +309,14 @@ impl KafkaSettings {
         self.transactional_id.clone().unwrap_or_else(|| format!("{}-{}", self.group, instance_name()))
     }
 
-    /// Every topic that the worker reads: uploads, then backfills.
-    pub fn consumed_topics(&self) -> impl Iterator<Item = &str> {
+    /// Topics whose records name objects to score: uploads, then backfills.
+    pub fn scored_topics(&self) -> impl Iterator<Item = &str> {
         self.input_topics.iter().chain(&self.backfill_topic).map(String::as_str)
+    }
+
+    /// Every topic that the worker reads: those to score, then votes.
+    pub fn consumed_topics(&self) -> impl Iterator<Item = &str> {
+        self.scored_topics().chain(self.labels_topic.as_deref())
     }
 
     /// The topics that have to exist, each with the setting that names it.
@@ -310,6 +324,7 @@ impl KafkaSettings {
         let mut topics: Vec<_> =
             self.input_topics.iter().map(|topic| ("kafka.input_topics", topic.as_str())).collect();
         topics.extend(self.backfill_topic.as_deref().map(|topic| ("kafka.backfill_topic", topic)));
+        topics.extend(self.labels_topic.as_deref().map(|topic| ("kafka.labels_topic", topic)));
         topics.push(("kafka.output_topic", &self.output_topic));
         topics.push(("kafka.dead_letter_topic", &self.dead_letter_topic));
         topics
@@ -369,6 +384,8 @@ mod tests {
         assert!(refused(|s| s.input_topics.push("a b".into())).contains("\"a b\""));
         assert!(refused(|s| s.output_topic = "uploads".into()).contains("loop"));
         assert!(refused(|s| s.backfill_topic = Some("scores".into())).contains("loop"));
+        assert!(refused(|s| s.labels_topic = Some("scores".into())).contains("loop"));
+        assert!(refused(|s| s.labels_topic = Some("uploads".into())).starts_with("kafka.labels_topic"));
         assert!(refused(|s| s.backfill_topic = Some("uploads".into())).starts_with("kafka.backfill_topic"));
         assert!(refused(|s| s.backfill_topic = Some(String::new())).starts_with("kafka.backfill_topic"));
         assert!(refused(|s| s.output_topic = "nul\0".into()).starts_with("kafka.output_topic"));

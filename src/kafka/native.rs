@@ -40,6 +40,21 @@ pub(super) fn headers(message: &BorrowedMessage<'_>) -> Vec<Header> {
     headers
 }
 
+/// Whether the consumer is a member of its group, as far as it knows itself: no longer once the request to
+/// leave is on its way.
+pub(super) fn is_member<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> bool {
+    // SAFETY: the client is alive. The name that is returned is NUL-terminated and this function's own, and
+    // it is given back by the library's own function.
+    unsafe {
+        let name = sys::rd_kafka_memberid(consumer.client().native_ptr());
+        let is_member = !name.is_null() && *name != 0;
+        if !name.is_null() {
+            sys::rd_kafka_mem_free(consumer.client().native_ptr(), name.cast());
+        }
+        is_member
+    }
+}
+
 /// The offset and metadata of each entry of a list, in order. rdkafka's own accessor panics on
 /// metadata that is no UTF-8, and anyone may have committed that.
 pub(super) fn offsets_with_metadata(list: &TopicPartitionList) -> Vec<(i64, Vec<u8>)> {

@@ -415,6 +415,12 @@ impl Source {
             self.parts.stats.polled();
             self.apply_changes();
         }
+        // A consumer that is closed between the revocation and its farewell says none, and the others wait
+        // for its session to time out.
+        while native::is_member(&self.parts.consumer) && Instant::now() < deadline {
+            let _ = self.parts.consumer.poll(WATCHFUL_POLL);
+            self.parts.stats.polled();
+        }
     }
 }
 

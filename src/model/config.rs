@@ -149,6 +149,17 @@ impl ModelConfig {
         self.abstractor.num_learnable_queries + 1
     }
 
+    /// The longest sequence that the language model may hold.
+    pub fn max_positions(&self) -> i64 {
+        match self.language.rope_scaling {
+            None => self.language.max_position_embeddings,
+            // Scaled rotary positions exist to go beyond what the network was trained with.
+            Some(RopeScaling::Linear(factor) | RopeScaling::Dynamic(factor)) => {
+                (self.language.max_position_embeddings as f64 * factor) as i64
+            }
+        }
+    }
+
     /// Bytes that computing a batch takes beside the weights, at most: the key-value cache of
     /// `positions` (prompt, image and answer) a row, and the widest layer's intermediates with
     /// attention scores in f32. `element` is the size of one element in bytes.

@@ -92,6 +92,16 @@ pub fn has_bf16_instructions() -> bool {
     true
 }
 
+/// Sets the CPU threads of one tensor operation, for the whole process; 0 takes every core that it
+/// may use.
+pub fn use_threads(threads: usize) {
+    let threads = match threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    };
+    tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
+}
+
 /// The element type that the model computes in. Written `auto`, `f32`, `bf16` or `f16`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

@@ -1,6 +1,6 @@
 //! What the score head, the decoder and the scorer ask of a multimodal language model.
 
-use super::kv_cache::KvCache;
+use super::{kv_cache::KvCache, parameters::Parameters, passes::Passes};
 use std::ops::Range;
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -19,6 +19,26 @@ impl<'a> Block<'a> {
     }
 }
 
+/// Whole rows at once, with nothing before them and nothing kept for later: what training computes.
+pub struct Sequences<'a> {
+    /// `[rows, count, hidden]`. What follows a shorter row's end is filled with anything finite: no
+    /// position sees one after it.
+    pub embeddings: &'a Tensor,
+    /// Which positions of each row stand for its image; empty for text alone.
+    pub images: &'a [Range<i64>],
+}
+
+/// What a parameter belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Reads the pixels.
+    Vision,
+    /// Makes language positions of what the vision model gives.
+    Connector,
+    /// Reads and writes text; the head is part of it.
+    Language,
+}
+
 /// A multimodal language model that carries ROC4MLLM's score head. A family is one folder beside
 /// this file and one implementation of this trait; nothing outside the folder knows its insides.
 pub trait Family: Send {
@@ -27,6 +47,12 @@ pub trait Family: Send {
 
     /// Positions that one image takes in the language model.
     fn image_positions(&self) -> i64;
+
+    /// Every parameter by its checkpoint name; the network computes with these very tensors.
+    fn parameters(&self) -> &Parameters;
+
+    /// What a parameter of this name belongs to.
+    fn part(&self, parameter: &str) -> Part;
 
     /// The longest sequence that the language model may hold.
     fn max_positions(&self) -> i64;
@@ -38,7 +64,12 @@ pub trait Family: Send {
 
     /// Pixel values `[images, 3, edge, edge]`, on the model's device, to embeddings
     /// `[images, image_positions, hidden]`.
-    fn encode_images(&self, pixels: &Tensor) -> Result<Tensor, TchError>;
+    fn encode_images(&self, pixels: &Tensor) -> Result<Tensor, TchError> {
+        self.encode_images_in(pixels, &mut Passes::Kept)
+    }
+
+    /// As [`Self::encode_images`], part by part.
+    fn encode_images_in<'a>(&'a self, pixels: &Tensor, passes: &mut Passes<'a>) -> Result<Tensor, TchError>;
 
     /// Token ids of any shape, i64, to embeddings `[.., hidden]`.
     fn embed(&self, ids: &Tensor) -> Result<Tensor, TchError>;
@@ -49,6 +80,14 @@ pub trait Family: Send {
     /// Appends a block at each row's own position; gives the last hidden states
     /// `[rows, count, hidden]`, ready for [`Self::logits`].
     fn forward(&self, block: &Block<'_>, cache: &mut KvCache) -> Result<Tensor, TchError>;
+
+    /// The last hidden states `[rows, count, hidden]` of whole rows, ready for [`Self::logits`]: those
+    /// that [`Self::forward`] gives, through the same layers, but with gradients of everything.
+    fn forward_sequences<'a>(
+        &'a self,
+        sequences: &Sequences<'_>,
+        passes: &mut Passes<'a>,
+    ) -> Result<Tensor, TchError>;
 
     /// Hidden states `[.., hidden]` to logits `[.., vocabulary]`: asked only for positions that are read.
     fn logits(&self, hidden: &Tensor) -> Result<Tensor, TchError>;

@@ -16,7 +16,7 @@ pub struct ConfigError {
 
 /// One JSON object of a settings file, with the way that leads to it.
 #[derive(Clone, Copy)]
-pub(super) struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     file: &'a Path,
     /// `visual_config.visual_model.` inside an inner object, empty at the top.
     prefix: &'a str,
@@ -24,7 +24,7 @@ pub(super) struct Fields<'a> {
 }
 
 /// Reads a JSON file whose top level is an object.
-pub(super) fn read_object(file: &Path) -> Result<Map<String, Value>, ConfigError> {
+pub(crate) fn read_object(file: &Path) -> Result<Map<String, Value>, ConfigError> {
     let error = |problem| ConfigError { file: file.to_owned(), problem };
     let text = fs::read(file).map_err(|source| error(format!("can't be read ({source})")))?;
     serde_json::from_slice(&text).map_err(|source| error(format!("isn't a JSON object ({source})")))

@@ -39,6 +39,11 @@ pub struct Placement {
 }
 
 impl Placement {
+    /// That of `count` positions with nothing before them, the same in every row.
+    pub fn first(count: i64) -> Self {
+        Self { starts: vec![0], count, end: count, index: None }
+    }
+
     /// First new position of each row; one entry where all rows agree.
     pub fn starts(&self) -> &[i64] {
         &self.starts

@@ -8,12 +8,34 @@ pub struct Linear {
     pub weight: Tensor,
     /// `[outputs]`.
     pub bias: Option<Tensor>,
+    /// What training adds to a weight that it leaves alone.
+    pub adapter: Option<LowRank>,
 }
 
 impl Linear {
     /// `[.., inputs]` to `[.., outputs]`.
     pub fn forward(&self, input: &Tensor) -> Result<Tensor, TchError> {
-        input.f_linear(&self.weight, self.bias.as_ref())
+        let output = input.f_linear(&self.weight, self.bias.as_ref())?;
+        match &self.adapter {
+            None => Ok(output),
+            Some(adapter) => output.f_add(&adapter.forward(input)?),
+        }
+    }
+}
+
+/// `scale * x A^T B^T`: the change `scale * B A` of a weight, of low rank (Hu et al. 2021, LoRA).
+pub struct LowRank {
+    /// `[rank, inputs]`.
+    pub a: Tensor,
+    /// `[outputs, rank]`.
+    pub b: Tensor,
+    pub scale: f64,
+}
+
+impl LowRank {
+    fn forward(&self, input: &Tensor) -> Result<Tensor, TchError> {
+        let none = None::<&Tensor>;
+        input.f_linear(&self.a, none)?.f_linear(&self.b, none)?.f_mul_scalar(self.scale)
     }
 }
 

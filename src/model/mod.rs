@@ -1,6 +1,6 @@
 //! The network: checkpoints, tokenizer, prompt, the model families, score head and decoding.
 //!
-//! Tensors live in this module and nowhere else.
+//! Tensors live in this module and in [`crate::train`].
 
 pub mod attention;
 pub mod checkpoint;
@@ -8,19 +8,21 @@ pub mod config;
 pub mod decode;
 pub mod device;
 pub mod error;
+pub mod families;
 pub mod family;
-mod fields;
+pub(crate) mod fields;
 pub mod kv_cache;
 pub mod layers;
 pub mod mplug_owl2;
 pub mod parameters;
+pub mod passes;
 pub mod prompt;
 pub mod rope;
 pub mod score_head;
 pub mod scorer;
 pub mod settings;
 #[cfg(test)]
-mod synthetic;
+pub(crate) mod synthetic;
 pub mod tokenizer;
 
 pub use error::ModelError;

@@ -3,7 +3,7 @@
 use super::{
     checkpoint::{Checkpoint, Role},
     error::ModelError,
-    layers::{LayerNorm, Linear},
+    layers::{LayerNorm, Linear, LowRank},
 };
 use std::{collections::BTreeMap, fmt::Display};
 use tch::{Device, Kind, TchError, Tensor};
@@ -14,11 +14,20 @@ use tch::{Device, Kind, TchError, Tensor};
 /// later turn on gradients, step and save by name.
 pub struct Parameters {
     tensors: BTreeMap<String, Tensor>,
+    adapter_scale: f64,
 }
 
 impl Parameters {
     pub fn new(tensors: BTreeMap<String, Tensor>) -> Self {
-        Self { tensors }
+        Self { tensors, adapter_scale: 1.0 }
+    }
+
+    /// Adds adapters: `NAME.lora_A.weight`, `[rank, inputs]`, and `NAME.lora_B.weight`,
+    /// `[outputs, rank]`, change the linear map `NAME` by `scale` times their product.
+    pub fn with_adapters(mut self, adapters: BTreeMap<String, Tensor>, scale: f64) -> Self {
+        self.tensors.extend(adapters);
+        self.adapter_scale = scale;
+        self
     }
 
     /// All tensors of `checkpoint`, ready to be computed with as `kind` on `device`.
@@ -41,7 +50,12 @@ impl Parameters {
                 ready(tensor).map_err(|source| ModelError::Torch { doing: "placing the weights", source })?;
         }
         checkpoint.finish()?;
-        Ok(Self { tensors })
+        Ok(Self::new(tensors))
+    }
+
+    /// All tensors, by name.
+    pub fn into_tensors(self) -> BTreeMap<String, Tensor> {
+        self.tensors
     }
 
     /// Names and tensors, sorted by name.
@@ -80,10 +94,14 @@ impl Scope<'_> {
         self.find(name).ok_or_else(|| ModelError::MissingTensor(format!("{}{name}", self.prefix)))
     }
 
-    /// `name.weight`, and `name.bias` where there is one.
+    /// `name.weight`, and `name.bias` and an adapter where there are such.
     pub fn linear(&self, name: &str) -> Result<Linear, ModelError> {
         let scope = self.child(name);
-        Ok(Linear { weight: scope.tensor("weight")?, bias: scope.find("bias") })
+        let adapter = match (scope.find("lora_A.weight"), scope.find("lora_B.weight")) {
+            (Some(a), Some(b)) => Some(LowRank { a, b, scale: self.parameters.adapter_scale }),
+            _ => None,
+        };
+        Ok(Linear { weight: scope.tensor("weight")?, bias: scope.find("bias"), adapter })
     }
 
     /// `name.weight` and `name.bias`.

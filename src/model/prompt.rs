@@ -11,7 +11,8 @@ pub const IMAGE_PLACEHOLDER: &str = "<|image|>";
 /// What stands for the image among token ids, as in the reference.
 pub const IMAGE_ID: i64 = -200;
 
-const SYSTEM: &str = "A chat between a curious user and an artificial intelligence assistant. \
+/// What every conversation begins with.
+pub(crate) const SYSTEM: &str = "A chat between a curious user and an artificial intelligence assistant. \
                       The assistant gives helpful, detailed, and polite answers to the user's questions.";
 const QUESTION: &str = "Please rate the aesthetics of the image.";
 const ANSWER_START: &str = "The aesthetic rate of the image is";

@@ -1,17 +1,18 @@
 //! A checkpoint behind the [`Scorer`] trait.
 
 use super::{
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, short_name},
+    config::ScoreHeadConfig,
     decode::{EmbeddedPrompt, Generated, GreedyOptions, generate},
-    device::has_bf16_instructions,
+    device::{has_bf16_instructions, use_threads},
     error::{ModelError, first_line},
+    families::build_family,
     family::Family,
-    mplug_owl2::MplugOwl2,
     parameters::Parameters,
     prompt::PromptTokens,
     score_head::{SCORE_TOKEN, ScoreHead, fill_scores},
     settings::{ModelSettings, PromptChoice},
-    tokenizer::Tokenizer,
+    tokenizer::{Tokenizer, TokenizerError},
 };
 use crate::{
     fault::{ErrorCode, ItemError, Stage},
@@ -66,6 +67,7 @@ impl TorchScorer {
             );
         }
         let tokenizer = Tokenizer::open(folder)?;
+        check_score_tokens(&score, config.language.vocab_size, &tokenizer, folder)?;
         let prompt = PromptTokens::of_choice(&settings.prompt, &tokenizer)?;
         let positions = prompt.positions(config.image_positions().unsigned_abs() as usize) as u64;
         let activations = config.activation_bytes(1, positions, kind.elt_size_in_bytes() as u64);
@@ -76,7 +78,8 @@ impl TorchScorer {
             version: version_name(&checkpoint.digest()?.version, &settings.prompt, kind),
             preprocess_revision,
         };
-        let family = open_family(&checkpoint, kind, device, &settings.checkpoint)?;
+        let parameters = Parameters::load(&checkpoint, kind, device)?;
+        let family = build_family(checkpoint.config(), parameters, &settings.checkpoint)?;
 
         let embedded = EmbeddedPrompt::new(family.as_ref(), &prompt.before_image, &prompt.after_image)
             .map_err(|source| ModelError::Torch { doing: "embedding the prompt", source })?;
@@ -201,22 +204,27 @@ impl Scorer for TorchScorer {
     }
 }
 
-/// Builds the network that the checkpoint's `model_type` names.
-fn open_family(
-    checkpoint: &Checkpoint,
-    kind: Kind,
-    device: tch::Device,
-    named: &str,
-) -> Result<Box<dyn Family>, ModelError> {
-    let config = checkpoint.config();
-    match config.model_type.as_str() {
-        "mplug_owl2" => {
-            Ok(Box::new(MplugOwl2::new(config.clone(), Parameters::load(checkpoint, kind, device)?)?))
-        }
-        other => {
-            Err(ModelError::UnknownFamily { checkpoint: named.to_owned(), model_type: other.to_owned() })
-        }
+/// The tokenizer must be able to write `[SCORE]` down, or no answer could be read.
+fn check_score_tokens(
+    score: &ScoreHeadConfig,
+    vocab_size: i64,
+    tokenizer: &Tokenizer,
+    folder: &Path,
+) -> Result<(), ModelError> {
+    if let Some(last) = score.output_last_id.filter(|last| *last != vocab_size - 1) {
+        tracing::warn!(
+            "{}: `output_last_id` is {last}, but scores are read from the last {} of {vocab_size} logits, as the \
+             reference reads them; take a checkpoint whose vocabulary ends with its score tokens",
+            folder.join("config.json").display(),
+            score.num_tokens
+        );
     }
+    if u32::try_from(score.score_id).ok().and_then(|id| tokenizer.token(id)).is_some() {
+        return Ok(());
+    }
+    let path = folder.join("added_tokens.json");
+    let problem = format!("has no token of the id {} that config.json states as `score_id`", score.score_id);
+    Err(TokenizerError::Model { path, problem }.into())
 }
 
 /// The version that a worker with these settings writes into its rows. Reads the checkpoint's files once
@@ -231,20 +239,11 @@ pub fn served_version(settings: &ModelSettings) -> Result<String, ModelError> {
     Ok(version_name(&checkpoint.digest()?.version, &settings.prompt, kind))
 }
 
-/// Sets the CPU threads of one tensor operation, for the whole process.
-fn use_threads(threads: usize) {
-    let threads = match threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        threads => threads,
-    };
-    tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
-}
-
 /// `sha256:` and twelve digits of the checkpoint's digest, the prompt, and the type computed in,
 /// joined by `+`; a prompt of one's own goes in as eight digits of its own digest.
 fn version_name(checkpoint: &str, prompt: &PromptChoice, kind: Kind) -> String {
     let digits = |digest: &str, count| digest.chars().take(count).collect::<String>();
-    let checkpoint = digits(checkpoint, "sha256:".len() + 12);
+    let checkpoint = short_name(checkpoint);
     let prompt = match prompt {
         PromptChoice::Assess | PromptChoice::Arch => prompt.to_string(),
         PromptChoice::Text(text) => {

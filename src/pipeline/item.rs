@@ -3,20 +3,21 @@
 use super::{
     Parts,
     hold::{Dependency, Pass},
-    in_flight::{Claim, InFlight, Lead},
+    in_flight::{InFlight, Lead},
     outcome::{self, Facts},
     storing,
 };
 use crate::{
     failpoint::{self, Rule},
     fault::{ErrorCode, ItemError, Stage},
-    kafka::ConsumedRecord,
+    kafka::{ConsumedRecord, Ledger, Receipt},
     object::{ObjectRef, ScoreId},
     record::{
         input::{Item, ParsedItem},
         trace::TraceContext,
     },
     score::{ItemStatus, ModelVersion},
+    serving::{ServedModel, Ticket},
     store::{ScoreRow, SourcePosition, StoreError, StoredScore, WriteRequest},
 };
 use std::{
@@ -56,6 +57,10 @@ pub(super) enum Abandoned {
 pub(super) struct Ended {
     end: End,
     facts: Facts,
+    /// What the id was derived with.
+    version: Arc<ModelVersion>,
+    /// Places with the shadows that are to see the image too.
+    shadows: Vec<Ticket>,
     /// Held until the row is written, so that a second notification finds it.
     _lead: Option<Lead>,
 }
@@ -87,7 +92,7 @@ impl ItemTask {
 
     async fn finish(&self) -> Result<(), Abandoned> {
         let parts = &self.parts;
-        let Ended { end, facts, _lead } = self.work().await?;
+        let Ended { end, facts, version, shadows, _lead } = self.work().await?;
         let (stored, emitted) = match end {
             End::Stored(stored) => (*stored, Rule::Reemit.holds()),
             End::Row(row) => {
@@ -100,7 +105,7 @@ impl ItemTask {
         if stored.row.status == ItemStatus::Scored {
             parts.hold.scored();
         }
-        let revision = parts.service.model().version.preprocess_revision;
+        let revision = version.preprocess_revision;
         let position = self.record.receipt.position(self.item.index);
         let mut staged =
             outcome::stage(&stored, facts, revision, &self.record, position, &self.trace, &parts.routes)?;
@@ -110,6 +115,11 @@ impl ItemTask {
         }
         if parts.ledger.complete(&self.record.receipt, self.item.index, staged) {
             failpoint::reach("output-staged");
+            if let Some(score) = stored.row.score {
+                for shadow in shadows {
+                    shadow.compare(stored.row.id, stored.row.model_version.clone(), score);
+                }
+            }
             Ok(())
         } else {
             Err(Abandoned::PartitionLost)
@@ -117,46 +127,53 @@ impl ItemTask {
     }
 
     async fn work(&self) -> Result<Ended, Abandoned> {
-        let model = Arc::clone(&self.parts.service.model().version);
         match &self.item.outcome {
-            Ok(Item::Score(object)) => self.score(object.clone(), &model).await,
+            Ok(Item::Score(object)) => self.score(object.clone()).await,
             Ok(Item::Delete(object)) => {
-                let id = ScoreId::of_removal(object, &model);
+                let version = Arc::clone(self.model_for(Some(object)).await?.version());
+                let id = ScoreId::of_removal(object, &version);
                 let row = ScoreRow::unscored(
                     id,
                     Some(object.clone()),
-                    &model,
+                    &version,
                     ItemStatus::Deleted,
                     None,
                     Some(self.source()),
                 );
-                Ok(Ended::row(row, Facts { object: Some(object.clone()), ..Facts::default() }, None))
+                let facts = Facts { object: Some(object.clone()), ..Facts::default() };
+                Ok(Ended::row(row, facts, version, None))
             }
             // Skipped items are never started; ending one without an output would be a lost record.
             Ok(Item::Skip(_)) => Err(Abandoned::Stopping),
             Err(bad) => {
                 let facts = Facts { object: bad.object.as_deref().cloned(), ..Facts::default() };
-                Ok(self.ended(facts, &model, ItemStatus::Rejected, bad.error.clone(), None))
+                let version = Arc::clone(self.model_for(facts.object.as_ref()).await?.version());
+                Ok(self.ended(facts, version, ItemStatus::Rejected, bad.error.clone(), None))
             }
         }
+    }
+
+    /// The model that scores an object now, waiting for one as long as it takes.
+    pub(super) async fn model_for(&self, object: Option<&ObjectRef>) -> Result<Arc<ServedModel>, Abandoned> {
+        self.while_ours(self.parts.models.model_for(object)).await
     }
 
     pub(super) fn ended(
         &self,
         facts: Facts,
-        model: &ModelVersion,
+        version: Arc<ModelVersion>,
         status: ItemStatus,
         error: ItemError,
         lead: Option<Lead>,
     ) -> Ended {
         let position = self.record.receipt.position(self.item.index);
         let id = match &facts.object {
-            Some(object) => ScoreId::derive(object, model),
+            Some(object) => ScoreId::derive(object, &version),
             None => ScoreId::of_position(&position.topic, position.partition, position.offset, position.item),
         };
         let source = Some(self.source());
-        let row = ScoreRow::unscored(id, facts.object.clone(), model, status, Some(error), source);
-        Ended::row(row, facts, lead)
+        let row = ScoreRow::unscored(id, facts.object.clone(), &version, status, Some(error), source);
+        Ended::row(row, facts, version, lead)
     }
 
     pub(super) fn source(&self) -> SourcePosition {
@@ -169,24 +186,8 @@ impl ItemTask {
         }
     }
 
-    /// The right to work on `id`, or the score that somebody has stored for it.
-    pub(super) async fn claim(&self, id: ScoreId) -> Result<Claimed, Abandoned> {
-        loop {
-            match self.in_flight.claim(id) {
-                Claim::Follow(follow) => follow.leader_done().await,
-                Claim::Lead(lead) => {
-                    return Ok(match self.lookup(id).await? {
-                        Some(stored) => Claimed::Stored(Box::new(stored)),
-                        None => Claimed::Lead(lead),
-                    });
-                }
-            }
-            self.still_ours()?;
-        }
-    }
-
     /// The scored row of `id`, waiting for Postgres as long as it takes.
-    async fn lookup(&self, id: ScoreId) -> Result<Option<StoredScore>, Abandoned> {
+    pub(super) async fn lookup(&self, id: ScoreId) -> Result<Option<StoredScore>, Abandoned> {
         let _stage = self.parts.metrics.enter(Stage::Lookup);
         let mut backoff = self.parts.retry.endless_backoff();
         loop {
@@ -255,18 +256,8 @@ impl ItemTask {
         self.while_ours(dependency.pass()).await
     }
 
-    /// What `waiting` ends with, unless the partition goes first.
     async fn while_ours<T>(&self, waiting: impl Future<Output = T>) -> Result<T, Abandoned> {
-        let lost = async {
-            while self.still_ours().is_ok() {
-                tokio::time::sleep(OURS_CHECKED_EVERY).await;
-            }
-        };
-        tokio::select! {
-            biased;
-            ended = waiting => Ok(ended),
-            () = lost => Err(Abandoned::PartitionLost),
-        }
+        while_ours(&self.parts.ledger, &self.record.receipt, waiting).await
     }
 
     /// Who asks, for the breakers: different items are different askers.
@@ -304,22 +295,37 @@ impl ItemTask {
     }
 }
 
-/// Whether an item has to be worked on.
-pub(super) enum Claimed {
-    Lead(Lead),
-    Stored(Box<StoredScore>),
+/// What `waiting` ends with, unless the record's partition goes first.
+pub(super) async fn while_ours<T>(
+    ledger: &Ledger,
+    receipt: &Receipt,
+    waiting: impl Future<Output = T>,
+) -> Result<T, Abandoned> {
+    let lost = async {
+        while ledger.is_live(receipt) {
+            tokio::time::sleep(OURS_CHECKED_EVERY).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        ended = waiting => Ok(ended),
+        () = lost => Err(Abandoned::PartitionLost),
+    }
 }
 
 impl Ended {
-    pub(super) fn row(row: ScoreRow, facts: Facts, lead: Option<Lead>) -> Self {
-        Self { end: End::Row(Box::new(row)), facts, _lead: lead }
+    pub(super) fn row(row: ScoreRow, facts: Facts, version: Arc<ModelVersion>, lead: Option<Lead>) -> Self {
+        Self { end: End::Row(Box::new(row)), facts, version, shadows: Vec::new(), _lead: lead }
     }
 
-    pub(super) fn stored(stored: Box<StoredScore>, object: ObjectRef) -> Self {
-        Self {
-            end: End::Stored(stored),
-            facts: Facts { object: Some(object), ..Facts::default() },
-            _lead: None,
-        }
+    pub(super) fn stored(stored: StoredScore, object: ObjectRef, version: Arc<ModelVersion>) -> Self {
+        let facts = Facts { object: Some(object), ..Facts::default() };
+        Self { end: End::Stored(Box::new(stored)), facts, version, shadows: Vec::new(), _lead: None }
+    }
+
+    /// The same, with the image on its way to `shadows` once its output is.
+    pub(super) fn shadowed(mut self, shadows: Vec<Ticket>) -> Self {
+        self.shadows = shadows;
+        self
     }
 }

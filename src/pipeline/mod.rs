@@ -1,4 +1,5 @@
-//! Joins the stages: one task an item, from its record to its staged output.
+//! Joins the stages: one task an item, from its record to its staged output; and one a vote, which ends with
+//! its row.
 //!
 //! A task holds a place among `pipeline.max_items` for all of its life and leave for its bytes only
 //! while it has them, so that an item waiting for a retry costs a place and nothing else. When the
@@ -24,20 +25,21 @@ mod patience;
 mod scoring;
 mod settings;
 mod storing;
+mod voting;
 
 pub use admission::Admission;
 pub use hold::{Dependency, Hold};
 pub use settings::PipelineSettings;
-pub use storing::upsert;
+pub use storing::{upsert, write_votes};
+pub use voting::Voting;
 
 use crate::{
     fetch::Fetcher,
-    inference::ScoringService,
     kafka::{ConsumedRecord, Ledger},
-    quarantine::Quarantine,
     record::{input, trace::TraceContext},
     retry::RetrySettings,
-    store::{Store, WriteRequest},
+    serving::Models,
+    store::{ScoreRow, Store, StoredScore, WriteRequest},
     telemetry::metrics::Metrics,
 };
 use in_flight::InFlight;
@@ -49,12 +51,13 @@ use tokio_util::task::TaskTracker;
 pub struct Parts {
     pub ledger: Arc<Ledger>,
     pub fetcher: Fetcher,
-    pub service: Arc<ScoringService>,
-    /// Where images go that may have ended a process before.
-    pub quarantine: Arc<Quarantine>,
+    /// What scores; it may change at any time.
+    pub models: Arc<Models>,
     pub store: Store,
     /// Rows to be written in batches.
-    pub writer: mpsc::Sender<WriteRequest>,
+    pub writer: mpsc::Sender<WriteRequest<ScoreRow, StoredScore>>,
+    /// Where votes come from, if they are read.
+    pub voting: Option<Arc<Voting>>,
     pub admission: Arc<Admission>,
     /// What waits while a dependency is broken.
     pub hold: Arc<Hold>,
@@ -101,6 +104,11 @@ impl Pipeline {
     async fn admit(&self, record: ConsumedRecord, tasks: &TaskTracker) {
         let Parts { ledger, metrics, routes, admission, .. } = &*self.parts;
         metrics.records.inc();
+        if let Some(voting) = &self.parts.voting
+            && record.receipt.source().topic == voting.topic
+        {
+            return self.admit_vote(record, Arc::clone(voting), tasks).await;
+        }
         let parsed = input::parse(record.payload.as_deref(), &record.headers, &routes.buckets);
         for reason in parsed.skipped() {
             metrics.records_skipped.inc();
@@ -129,5 +137,26 @@ impl Pipeline {
                 drop(place);
             });
         }
+    }
+
+    /// Starts the task of a vote once there is a place; a tombstone is none.
+    async fn admit_vote(&self, record: ConsumedRecord, voting: Arc<Voting>, tasks: &TaskTracker) {
+        let Parts { ledger, metrics, admission, .. } = &*self.parts;
+        let expected = u32::from(record.payload.is_some());
+        if expected == 0 {
+            metrics.records_skipped.inc();
+        }
+        if !ledger.expect(&record.receipt, expected) || expected == 0 {
+            return;
+        }
+        let Some(place) = admission.item().await else { return };
+        if !ledger.start(&record.receipt) {
+            return;
+        }
+        let task = voting::VoteTask { parts: Arc::clone(&self.parts), voting, record };
+        tasks.spawn(async move {
+            task.run().await;
+            drop(place);
+        });
     }
 }

@@ -57,25 +57,35 @@ pub(super) fn stage(
     let encoded = output.encode(record.key.as_deref(), trace, routes.max_record_bytes)?;
     let mut staged = vec![StagedRecord { topic: Arc::clone(&routes.output_topic), record: encoded }];
     if let (Some(class), Some(error)) = (dead_letter_class(row), &row.error) {
-        let original = Original {
-            key: record.key.as_deref(),
-            payload: record.payload.as_deref(),
-            headers: &record.headers,
-        };
-        let cause = Cause {
-            class,
-            error,
-            position: &position,
-            attempts: facts.attempts.max(1),
-            first_failed_ms: facts.first_failed_ms.unwrap_or_else(now_ms),
-            group: &routes.group,
-            worker_version: env!("CARGO_PKG_VERSION"),
-            model_version: &row.model_version,
-        };
-        let letter = dead_letter(original, &cause, routes.max_record_bytes);
-        staged.push(StagedRecord { topic: Arc::clone(&routes.dead_letter_topic), record: letter });
+        staged.push(letter(record, &position, class, error, &facts, &row.model_version, routes));
     }
     Ok(staged)
+}
+
+/// The dead letter of one item.
+pub(super) fn letter(
+    record: &ConsumedRecord,
+    position: &Position,
+    class: DeadLetterClass,
+    error: &ItemError,
+    facts: &Facts,
+    model_version: &str,
+    routes: &Routes,
+) -> StagedRecord {
+    let original =
+        Original { key: record.key.as_deref(), payload: record.payload.as_deref(), headers: &record.headers };
+    let cause = Cause {
+        class,
+        error,
+        position,
+        attempts: facts.attempts.max(1),
+        first_failed_ms: facts.first_failed_ms.unwrap_or_else(now_ms),
+        group: &routes.group,
+        worker_version: env!("CARGO_PKG_VERSION"),
+        model_version,
+    };
+    let letter = dead_letter(original, &cause, routes.max_record_bytes);
+    StagedRecord { topic: Arc::clone(&routes.dead_letter_topic), record: letter }
 }
 
 /// Whether an item that ends so gets a dead letter.

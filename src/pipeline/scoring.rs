@@ -1,99 +1,148 @@
 //! From an object to its score: fetched, then judged by the model.
 
 use super::{
+    admission::BytesPermit,
     hold::Pass,
-    in_flight::Lead,
-    item::{Abandoned, Claimed, Ended, ItemTask},
+    in_flight::{Claim, Lead},
+    item::{Abandoned, Ended, ItemTask},
     outcome::{self, Facts},
 };
 use crate::{
     failpoint,
     fault::{ErrorCode, Stage},
+    fetch::FetchedImage,
     inference::{ScoreFailure, Scored},
     object::{ObjectRef, ScoreId},
     score::{ItemStatus, ModelVersion},
+    serving::{Lost, Ticket},
     store::ScoreRow,
 };
+use bytes::Bytes;
 use std::sync::Arc;
+
+/// The sole right to score an object with one version of the model; the row was looked up in vain.
+struct Turn {
+    version: Arc<ModelVersion>,
+    lead: Lead,
+}
+
+/// A fetched file, with leave to hold it.
+struct Held {
+    image: FetchedImage,
+    _permit: BytesPermit,
+}
 
 impl ItemTask {
     /// Scores an object, unless a row says its score already.
-    pub(super) async fn score(
-        &self,
-        mut object: ObjectRef,
-        model: &Arc<ModelVersion>,
-    ) -> Result<Ended, Abandoned> {
-        let mut lead = None;
-        if object.is_pinned() {
-            match self.claim(ScoreId::derive(&object, model)).await? {
-                Claimed::Lead(claimed) => lead = Some(claimed),
-                Claimed::Stored(stored) => return Ok(Ended::stored(stored, object)),
-            }
-        }
+    ///
+    /// A model, not a record, binds the version: when another model has come to serve the object since its
+    /// id was derived and looked up, both are done again for that one.
+    pub(super) async fn score(&self, mut object: ObjectRef) -> Result<Ended, Abandoned> {
         let mut facts = Facts { object: Some(object.clone()), ..Facts::default() };
+        let mut turn: Option<Turn> = None;
+        let mut pass: Option<Pass<'_>> = None;
+        let mut held: Option<Held> = None;
         loop {
-            // Before the bytes, so that none are held while the model is.
-            let mut pass = Some(self.pass(&self.parts.hold.model).await?);
-            let (image, bytes) = match self.fetch(&object, &mut facts).await? {
-                Ok(fetched) => fetched,
-                Err((status, error)) => {
-                    return Ok(self.ended(facts, model, status, outcome::named(&object, error), lead));
-                }
-            };
-            // What the event did not say, the object does; what it did say stays, since the id holds it.
-            if !object.is_pinned() {
-                object.version_id = object.version_id.or(image.version_id);
-                object.etag = object.etag.or(image.etag);
-                object.size = object.size.or(Some(image.size));
-            }
-            failpoint::reach("fetched");
-            facts.object = Some(object.clone());
-            if lead.is_none() {
-                // The leader may itself wait for the model, and would wait for this probe's end.
+            let version = Arc::clone(self.model_for(Some(&object)).await?.version());
+            if (object.is_pinned() || held.is_some())
+                && turn.as_ref().is_none_or(|turn| turn.version != version)
+            {
+                // First of all, or two tasks that changed models the other way round wait for each other.
+                turn = None;
+                // Whoever leads may wait for the model, and would wait for this probe's end.
                 pass = pass.filter(|pass| !pass.is_probe());
-                match self.claim(ScoreId::derive(&object, model)).await? {
-                    Claimed::Lead(claimed) => lead = Some(claimed),
-                    Claimed::Stored(stored) => return Ok(Ended::stored(stored, object)),
+                let id = ScoreId::derive(&object, &version);
+                match self.in_flight.claim(id) {
+                    Claim::Lead(lead) => match self.lookup(id).await? {
+                        Some(stored) => return Ok(Ended::stored(stored, object, version)),
+                        None => turn = Some(Turn { version, lead }),
+                    },
+                    Claim::Follow(follow) => {
+                        // And may need the room that these bytes take.
+                        (pass, held) = (None, None);
+                        follow.leader_done().await;
+                        self.still_ours()?;
+                    }
                 }
+                // Time has passed, and the model may be another once more.
+                continue;
             }
-            let Some(pass) = pass.filter(Pass::is_current) else { continue };
+            // Before the bytes, so that none are held while the model is.
+            let Some(leave) = pass.take().filter(Pass::is_current) else {
+                held = None;
+                pass = Some(self.pass(&self.parts.hold.model).await?);
+                continue;
+            };
+            let Some(Held { image, _permit }) = held.take() else {
+                let (image, permit) = match self.fetch(&object, &mut facts).await? {
+                    Ok(fetched) => fetched,
+                    Err((status, error)) => {
+                        let (error, lead) = (outcome::named(&object, error), turn.map(|turn| turn.lead));
+                        return Ok(self.ended(facts, version, status, error, lead));
+                    }
+                };
+                // What the event did not say, the object does; what it did say stays, since the id holds it.
+                if !object.is_pinned() {
+                    object.version_id = object.version_id.or_else(|| image.version_id.clone());
+                    object.etag = object.etag.or_else(|| image.etag.clone());
+                    object.size = object.size.or(Some(image.size));
+                }
+                failpoint::reach("fetched");
+                facts.object = Some(object.clone());
+                (held, pass) = (Some(Held { image, _permit: permit }), Some(leave));
+                continue;
+            };
+            let model = self.model_for(Some(&object)).await?;
+            if *model.version() != version {
+                (held, pass) = (Some(Held { image, _permit }), Some(leave));
+                continue;
+            }
+            let suspect = self.parts.ledger.is_suspect(&self.record.receipt);
             let scored = {
                 let _stage = self.parts.metrics.enter(Stage::Infer);
-                let name = object.to_string();
-                match self.parts.ledger.is_suspect(&self.record.receipt) {
-                    true => self.parts.quarantine.score(&name, image.bytes).await,
-                    false => self.parts.service.score(&name, image.bytes).await,
-                }
+                model.score(&object.to_string(), image.bytes.clone(), suspect).await
             };
-            drop(bytes);
             match scored {
                 Ok(scored) => {
-                    pass.worked();
+                    leave.worked();
                     failpoint::reach("scored");
-                    return Ok(self.scored(object, scored, facts, lead));
+                    // What may kill this process is not decoded in it.
+                    let shadows = if suspect { Vec::new() } else { self.shadows(&object, &image.bytes) };
+                    return Ok(self.scored(object, scored, facts, turn).shadowed(shadows));
                 }
                 Err(ScoreFailure::Rejected { error, version }) => {
                     if error.code == ErrorCode::NonFiniteScore {
-                        pass.failed(self.asker(), &error);
+                        leave.failed(self.asker(), &error);
                         // With so many of them, it is the model that is to blame and not the image.
                         if self.parts.hold.model.is_open() {
                             self.parts.metrics.retry(Stage::Infer);
                             continue;
                         }
                     }
-                    let error = outcome::named(&object, error);
-                    return Ok(self.ended(facts, &version, ItemStatus::Rejected, error, lead));
+                    let (error, lead) = (outcome::named(&object, error), turn.map(|turn| turn.lead));
+                    return Ok(self.ended(facts, version, ItemStatus::Rejected, error, lead));
                 }
-                Err(ScoreFailure::Engine(failure)) => return Err(Abandoned::Model(failure)),
+                Err(ScoreFailure::Engine(failure)) => match self.parts.models.lost(&model, &failure) {
+                    Lost::TryAgain => {
+                        self.parts.metrics.retry(Stage::Infer);
+                        (held, pass) = (Some(Held { image, _permit }), Some(leave));
+                    }
+                    Lost::Everything => return Err(Abandoned::Model(failure)),
+                },
             }
         }
     }
 
-    /// The id is the batch's own model version's, whichever was serving when the item came in.
-    fn scored(&self, object: ObjectRef, scored: Scored, mut facts: Facts, lead: Option<Lead>) -> Ended {
+    fn scored(&self, object: ObjectRef, scored: Scored, mut facts: Facts, turn: Option<Turn>) -> Ended {
         let id = ScoreId::derive(&object, &scored.version);
         facts.pixels = Some((scored.width, scored.height));
         let row = ScoreRow::scored(id, object, &scored.version, &scored.answer, Some(self.source()));
-        Ended::row(row, facts, lead)
+        Ended::row(row, facts, scored.version, turn.map(|turn| turn.lead))
+    }
+
+    /// Places with the shadows that see this image too.
+    fn shadows(&self, object: &ObjectRef, bytes: &Bytes) -> Vec<Ticket> {
+        let lineup = self.parts.models.lineup();
+        lineup.shadows.iter().filter_map(|shadow| shadow.ticket(object, bytes)).collect()
     }
 }

@@ -3,25 +3,30 @@
 use super::hold::{Hold, Pass};
 use crate::{
     fault::Disposition,
-    object::ScoreId,
-    store::{ScoreRow, Store, StoreError, StoredScore},
+    labels::{Scale, Vote},
+    store::{Answers, ScoreRow, Store, StoreError, StoredScore, VoteOutcome},
 };
-use std::collections::HashMap;
 
 /// Postgres' breaker asks for no agreement of several, so all are one.
 const ASKER: u64 = 0;
 
-/// [`Store::upsert`], once Postgres may be asked.
+/// [`Store::upsert_rows`], once Postgres may be asked.
 ///
 /// # Errors
 /// As the store's.
-pub async fn upsert(
-    hold: &Hold,
-    store: &Store,
-    rows: &[ScoreRow],
-) -> Result<HashMap<ScoreId, StoredScore>, StoreError> {
+pub async fn upsert(hold: &Hold, store: &Store, rows: &[ScoreRow]) -> Answers<StoredScore> {
     let pass = hold.postgres.pass().await;
-    judged(pass, store.upsert(rows).await)
+    judged(pass, store.upsert_rows(rows).await)
+}
+
+/// [`Store::write_votes`], once Postgres may be asked.
+///
+/// # Errors
+/// As the store's.
+pub async fn write_votes(hold: &Hold, store: &Store, votes: &[Vote], scale: &Scale) -> Answers<VoteOutcome> {
+    let pass = hold.postgres.pass().await;
+    let outcomes = judged(pass, store.write_votes(votes, scale).await)?;
+    Ok(outcomes.into_iter().map(Some).collect())
 }
 
 /// Tells Postgres' breaker how an attempt went.

@@ -41,7 +41,7 @@ pub struct Quarantine {
     version: Arc<ModelVersion>,
     state: Mutex<State>,
     failure: watch::Sender<Option<EngineFailure>>,
-    metrics: QuarantineMetrics,
+    metrics: Arc<QuarantineMetrics>,
 }
 
 #[derive(Default)]
@@ -62,19 +62,10 @@ pub struct QuarantineMetrics {
 }
 
 impl Quarantine {
-    /// No child is started before the first image comes. `version` is the worker's own.
-    pub fn new(hello: Hello, version: Arc<ModelVersion>) -> Arc<Self> {
-        Arc::new(Self {
-            hello,
-            version,
-            state: Mutex::default(),
-            failure: watch::Sender::new(None),
-            metrics: QuarantineMetrics::default(),
-        })
-    }
-
-    pub fn metrics(&self) -> &QuarantineMetrics {
-        &self.metrics
+    /// No child is started before the first image comes. `version` is what it must score with, and
+    /// `metrics` are counted on in: those of the worker, whichever models it serves in turn.
+    pub fn new(hello: Hello, version: Arc<ModelVersion>, metrics: Arc<QuarantineMetrics>) -> Arc<Self> {
+        Arc::new(Self { hello, version, state: Mutex::default(), failure: watch::Sender::new(None), metrics })
     }
 
     /// Resolves once no child can be had, so that suspected images cannot be scored at all.

@@ -19,3 +19,4 @@ pub mod since;
 pub use args::{RedriveArgs, RepublishArgs, RestoreRowsArgs};
 pub use error::RecoveryError;
 pub use report::Report;
+pub use since::Since;

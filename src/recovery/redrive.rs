@@ -274,7 +274,7 @@ impl Filter {
         }
         if !self.topics.contains(&label.origin.topic) {
             let detail = format!(
-                "it came from topic {:?}, which is not among kafka.input_topics; use the configuration that reads it",
+                "it came from topic {:?}, which is none that kafka.input_topics, backfill_topic or labels_topic name; use the configuration that reads it",
                 label.origin.topic
             );
             return Judgement::Refused { reason: "from another topic", detail };

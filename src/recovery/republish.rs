@@ -130,7 +130,7 @@ struct OutputSource {
 impl Known {
     fn read(settings: &KafkaSettings, since: Option<OffsetDateTime>) -> Result<Self, kafka::Error> {
         let mut sources = Vec::new();
-        for topic in settings.consumed_topics() {
+        for topic in settings.scored_topics() {
             sources.extend(spans(settings, topic, Start::Beginning)?.into_iter().map(|span| span.source));
         }
         let found = committed_offsets(settings, &sources)?;

@@ -1,5 +1,7 @@
 //! The numbers at the top of the page, and the histogram's bars.
 
+use super::axis::{decimals, round_up};
+
 /// Summary of a set of scores.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Statistics {
@@ -73,23 +75,8 @@ impl Histogram {
 
     /// Decimals that tell two edges apart.
     pub fn decimals(&self) -> usize {
-        (0..9)
-            .find(|digits| {
-                let scaled = self.step * 10_f64.powi(*digits);
-                (scaled - scaled.round()).abs() < 1e-6 * scaled
-            })
-            .unwrap_or(9) as usize
+        decimals(self.step)
     }
-}
-
-/// The next of 1, 2 and 5 times a power of ten.
-fn round_up(step: f64) -> f64 {
-    let magnitude = 10_f64.powf(step.log10().floor());
-    [1.0, 2.0, 5.0, 10.0]
-        .into_iter()
-        .map(|factor| factor * magnitude)
-        .find(|candidate| *candidate >= step * (1.0 - 1e-9))
-        .unwrap_or(10.0 * magnitude)
 }
 
 #[cfg(test)]
@@ -102,11 +89,6 @@ mod tests {
         let statistics = Statistics::of_descending(&[8.0, 6.0, 5.0, 1.0]).unwrap();
         assert_eq!(statistics, Statistics { mean: 5.0, median: 5.5, lowest: 1.0, highest: 8.0 });
         assert_eq!(Statistics::of_descending(&[]), None);
-    }
-
-    #[test]
-    fn steps_are_round() {
-        assert_eq!([0.07, 0.2, 0.21, 3.0, 7.0].map(round_up), [0.1, 0.2, 0.5, 5.0, 10.0]);
     }
 
     proptest! {

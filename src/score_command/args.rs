@@ -6,9 +6,10 @@ use crate::{
         device::{Device, Dtype},
         settings::{ModelSettings, PromptChoice},
     },
+    registry::CheckpointSource,
 };
 use clap::{Args, ValueEnum};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Score photos, folders of photos and S3 prefixes, without any service
 ///
@@ -20,10 +21,29 @@ pub struct ScoreArgs {
     #[arg(value_name = "PHOTO|DIR|S3", required = true)]
     pub inputs: Vec<String>,
 
-    /// Checkpoint folder in Hugging Face layout
-    #[arg(long, value_name = "DIR")]
-    pub checkpoint: PathBuf,
+    /// Checkpoint in Hugging Face layout: a folder, or s3://bucket/prefix
+    #[arg(long, value_name = "DIR|S3")]
+    pub checkpoint: CheckpointSource,
 
+    #[command(flatten)]
+    pub scoring: ScoringArgs,
+
+    /// Decimals of the scores inside an answer's text
+    #[arg(long, value_name = "DECIMALS", default_value_t = 4, value_parser = clap::value_parser!(u8).range(0..=17))]
+    pub precision: u8,
+
+    /// How results are written to standard output
+    #[arg(long, value_enum, default_value_t)]
+    pub format: OutputFormat,
+
+    /// Also write a self-contained HTML page with thumbnails and rating distributions
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
+}
+
+/// How images are scored, by any command that does.
+#[derive(Args, Clone, Debug)]
+pub struct ScoringArgs {
     /// Where to compute: `cpu`, `cuda` or `cuda:N`
     #[arg(long, default_value_t)]
     pub device: Device,
@@ -47,18 +67,6 @@ pub struct ScoreArgs {
     /// The most images in one run of the model
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub batch_size: u16,
-
-    /// Decimals of the scores inside an answer's text
-    #[arg(long, value_name = "DECIMALS", default_value_t = 4, value_parser = clap::value_parser!(u8).range(0..=17))]
-    pub precision: u8,
-
-    /// How results are written to standard output
-    #[arg(long, value_enum, default_value_t)]
-    pub format: OutputFormat,
-
-    /// Also write a self-contained HTML page with thumbnails and rating distributions
-    #[arg(long, value_name = "FILE.html")]
-    pub report: Option<PathBuf>,
 }
 
 /// How answers are decoded.
@@ -97,16 +105,26 @@ pub enum OutputFormat {
     Csv,
 }
 
-impl ScoreArgs {
-    /// What the model is loaded with.
-    pub fn model_settings(&self) -> ModelSettings {
+impl ScoringArgs {
+    /// What the model in the folder `checkpoint` is loaded with.
+    pub fn model_settings(&self, checkpoint: &Path) -> ModelSettings {
         ModelSettings {
-            checkpoint: self.checkpoint.to_string_lossy().into_owned(),
+            checkpoint: checkpoint.to_string_lossy().into_owned(),
             device: self.device,
             dtype: self.dtype,
             prompt: self.prompt.clone(),
-            precision: self.precision,
             ..ModelSettings::default()
         }
+    }
+
+    /// Names and values, for people.
+    pub fn shown(&self) -> [(String, String); 4] {
+        [
+            ("device", self.device.to_string()),
+            ("dtype", self.dtype.to_string()),
+            ("prompt", self.prompt.to_string()),
+            ("batch size", self.batch_size.to_string()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
     }
 }

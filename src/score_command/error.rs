@@ -6,6 +6,7 @@ use crate::{
     image::PreprocessorError,
     inference::{EngineFailure, StartError},
     model::error::ModelError,
+    registry::RegistryError,
 };
 use std::{io, path::PathBuf};
 
@@ -22,10 +23,12 @@ pub enum ScoreCommandError {
     NoImages(String),
     #[error(transparent)]
     S3(#[from] FetchError),
-    #[error("{}: no such folder; give --checkpoint a folder in Hugging Face layout", .0.display())]
+    #[error("{}: no such folder; name a checkpoint folder in Hugging Face layout", .0.display())]
     NoCheckpoint(PathBuf),
     #[error(transparent)]
     Preprocessor(#[from] PreprocessorError),
+    #[error("checkpoint: {0}")]
+    Registry(#[from] RegistryError),
     #[error(transparent)]
     Start(#[from] StartError<ModelError>),
     #[error(transparent)]
@@ -42,6 +45,8 @@ impl ScoreCommandError {
         match self {
             // Wrong credentials, region or address are the user's to mend; a passing fault is not.
             Self::S3(error) if error.disposition() == Disposition::Retry => 1,
+            Self::Registry(error) if error.disposition() == Disposition::Retry => 1,
+            Self::Registry(error) if error.exit_code() == 1 => 1,
             Self::Missing(_)
             | Self::StandardInput
             | Self::S3Address(_)
@@ -49,6 +54,7 @@ impl ScoreCommandError {
             | Self::NoImages(_)
             | Self::NoCheckpoint(_)
             | Self::Preprocessor(_)
+            | Self::Registry(_)
             | Self::Start(StartError::Build(_) | StartError::InputSize { .. }) => 2,
             Self::Start(_) | Self::Engine(_) | Self::Output(_) | Self::Report { .. } => 1,
         }

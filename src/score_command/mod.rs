@@ -8,9 +8,10 @@ pub mod error;
 pub mod inputs;
 pub mod output;
 pub mod progress;
-mod reading;
+pub mod reading;
 pub mod record;
 mod run;
+pub mod scoring;
 
 pub use args::ScoreArgs;
 pub use error::ScoreCommandError;

@@ -18,7 +18,7 @@ use tokio::{fs, sync::OnceCell};
 
 /// Somebody waits for this command: a passing fault is given a minute, not the worker's quarter of
 /// an hour.
-const RETRY: RetrySettings = RetrySettings { initial_ms: 200, max_ms: 5_000, deadline_ms: 60_000 };
+pub(super) const RETRY: RetrySettings = RetrySettings { initial_ms: 200, max_ms: 5_000, deadline_ms: 60_000 };
 
 /// Reads inputs. The S3 client is made when the first prefix is listed.
 #[derive(Default)]
@@ -66,7 +66,7 @@ impl Reader {
 
 /// The standard environment decides, as with AWS's own tools: `AWS_ENDPOINT_URL_S3`, `AWS_REGION`,
 /// `AWS_PROFILE` and so on. An object that has been listed needs no grace to appear.
-fn s3_settings() -> S3Settings {
+pub(super) fn s3_settings() -> S3Settings {
     let endpoint =
         ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"].into_iter().find_map(|name| env::var(name).ok());
     S3Settings { endpoint, missing_grace_ms: 0, ..S3Settings::default() }

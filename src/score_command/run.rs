@@ -8,11 +8,11 @@ use super::{
     progress::Progress,
     reading::Reader,
     record::Row,
+    scoring::Scoring,
 };
 use crate::{
-    image::{self, Fit, ImageSettings, PREPROCESS_REVISION, Preprocessor},
-    inference::{InferenceSettings, ScoreFailure, Scorer, ScoringService},
-    model::scorer::TorchScorer,
+    inference::InferenceSettings,
+    model::ModelSettings,
     report::{self, Entry, EntryScore, ReportMeta},
 };
 use bytes::Bytes;
@@ -48,43 +48,24 @@ pub async fn run(args: &ScoreArgs, out: &mut dyn Write) -> Result<Summary, Score
     if let Some(path) = &args.report {
         report::check(path).map_err(|source| ScoreCommandError::Report { path: path.clone(), source })?;
     }
-    let images = ImageSettings { preprocess: args.preprocess.into(), ..ImageSettings::local() };
-    if !args.checkpoint.is_dir() {
-        return Err(ScoreCommandError::NoCheckpoint(args.checkpoint.clone()));
-    }
-    let preprocessor = Preprocessor::open(&args.checkpoint)?.with_fit(Fit::Pad);
-    // A warm-up would cost as much as a batch of photos, and nobody waits for a first answer here.
-    let settings = InferenceSettings {
-        batch_size: usize::from(args.batch_size),
-        warm_up: false,
-        // Whoever waits at a terminal sees for themselves.
-        hang_timeout_ms: 0,
-        golden_interval_ms: 0,
-        ..InferenceSettings::default()
-    };
-
+    let checkpoint = Scoring::resolve(&args.checkpoint).await?;
     let mut progress = Progress::new(inputs.len());
     progress.stage("loading the model");
-    let model = args.model_settings();
-    let build = move || {
-        TorchScorer::load(&model, PREPROCESS_REVISION).map(|scorer| Box::new(scorer) as Box<dyn Scorer>)
-    };
-    let service = ScoringService::start(build, preprocessor, images.clone(), &settings).await?;
+    let model =
+        ModelSettings { precision: args.precision, ..args.scoring.model_settings(&checkpoint.folder) };
+    let scoring = Scoring::start(model, &args.scoring, reader).await?;
     progress.begin();
     let session = Session {
-        service: &service,
-        reader: &reader,
-        images: &images,
-        thumbnailers: Semaphore::new(settings.decode_thread_count()),
+        scoring: &scoring,
+        thumbnailers: Semaphore::new(InferenceSettings::default().decode_thread_count()),
         wants_report: args.report.is_some(),
     };
-    let outcome =
-        session.score_all(args.format, inputs, settings.in_flight_capacity(), &mut progress, out).await;
-    service.shut_down().await;
+    let outcome = session.score_all(args.format, inputs, &mut progress, out).await;
+    scoring.shut_down().await;
     let (summary, entries) = outcome?;
     progress.finish();
     if let Some(path) = &args.report {
-        let model = service.model();
+        let model = scoring.model();
         let meta = ReportMeta {
             title: "Aesthetic scores".into(),
             model: (*model.version).clone(),
@@ -118,22 +99,14 @@ async fn list(args: &ScoreArgs, reader: &Reader) -> Result<Vec<Input>, ScoreComm
 }
 
 fn shown_settings(args: &ScoreArgs) -> Vec<(String, String)> {
-    [
-        ("checkpoint", args.checkpoint.display().to_string()),
-        ("device", args.device.to_string()),
-        ("dtype", args.dtype.to_string()),
-        ("prompt", args.prompt.to_string()),
-        ("batch size", args.batch_size.to_string()),
-    ]
-    .map(|(name, value)| (name.to_owned(), value))
-    .into()
+    let mut settings = vec![("checkpoint".to_owned(), args.checkpoint.to_string())];
+    settings.extend(args.scoring.shown());
+    settings
 }
 
 /// What the images of one run share.
 struct Session<'a> {
-    service: &'a ScoringService,
-    reader: &'a Reader,
-    images: &'a ImageSettings,
+    scoring: &'a Scoring,
     /// As many as cores: each holds a decoded photo.
     thumbnailers: Semaphore,
     wants_report: bool,
@@ -144,7 +117,6 @@ impl Session<'_> {
         &self,
         format: OutputFormat,
         inputs: Vec<Input>,
-        window: usize,
         progress: &mut Progress,
         out: &mut dyn Write,
     ) -> Result<(Summary, Vec<Entry>), ScoreCommandError> {
@@ -153,7 +125,8 @@ impl Session<'_> {
         if is_closed(progress.suspended(|| writer.header(out)))? {
             return Ok((summary, entries));
         }
-        let mut rows = stream::iter(inputs).map(|input| self.score_one(input)).buffered(window);
+        let mut rows =
+            stream::iter(inputs).map(|input| self.score_one(input)).buffered(self.scoring.window());
         while let Some(scored) = rows.next().await {
             let (row, thumbnail) = scored?;
             match &row.outcome {
@@ -173,18 +146,10 @@ impl Session<'_> {
 
     /// The row of one input and, for the report, its thumbnail.
     async fn score_one(&self, input: Input) -> Result<(Row, Option<Vec<u8>>), ScoreCommandError> {
-        let bytes = match self.reader.read(&input, self.images.max_bytes).await {
-            Ok(bytes) => bytes,
-            Err(error) => return Ok((Row { image: input.name, outcome: Err(error) }, None)),
-        };
-        let outcome = match self.service.score(&input.name, bytes.clone()).await {
-            Ok(scored) => Ok(scored),
-            Err(ScoreFailure::Rejected { error, .. }) => Err(error),
-            Err(ScoreFailure::Engine(failure)) => return Err(failure.into()),
-        };
-        let thumbnail = match self.wants_report {
-            true => self.thumbnail(bytes).await,
-            false => None,
+        let (outcome, bytes) = self.scoring.score(&input).await?;
+        let thumbnail = match bytes.filter(|_| self.wants_report) {
+            Some(bytes) => self.thumbnail(bytes).await,
+            None => None,
         };
         Ok((Row { image: input.name, outcome }, thumbnail))
     }
@@ -192,9 +157,7 @@ impl Session<'_> {
     /// A thumbnail, if the file can be decoded.
     async fn thumbnail(&self, bytes: Bytes) -> Option<Vec<u8>> {
         let _one_of_few = self.thumbnailers.acquire().await.ok()?;
-        let images = self.images.clone();
-        let work = move || image::thumbnail(&bytes, &images, report::THUMBNAIL_EDGE);
-        tokio::task::spawn_blocking(work).await.ok()?.ok()
+        self.scoring.thumbnail(bytes).await
     }
 }
 

@@ -90,7 +90,7 @@ fn remedy(code: &str) -> &'static str {
         "42P01" | "42703" | "3F000" => "; run `roc4mllm migrate`",
         "28P01" | "28000" => "; check user and password in postgres.url",
         "3D000" => "; create the database or correct postgres.url",
-        "42501" => "; grant the user SELECT, INSERT and UPDATE on scores",
+        "42501" => "; grant the user the tables and sequences of the schema",
         "25006" => "; postgres.url points at a read-only replica",
         "53300" => "; raise max_connections or lower postgres.pool_size",
         _ => "",

@@ -4,16 +4,28 @@
 //! finds the score that the table already has and the output repeats it.
 
 mod backfills;
+mod candidates;
 mod error;
+mod labels;
+mod models;
 mod pool;
+mod promotions;
 mod row;
 mod scan;
 mod scores;
+mod shadow;
+mod votes;
 mod writer;
 
 pub use backfills::{BackfillState, Cursor};
+pub use candidates::CandidatePage;
 pub use error::StoreError;
+pub use labels::{LabelCounts, LabelKey, StoredLabel};
+pub use models::{NewVersion, RegisteredVersion, Serving, UnknownVersionStatus, VersionError, VersionStatus};
 pub use pool::{PostgresSettings, Store};
+pub use promotions::{Promotion, Reign, Terms};
 pub use row::{ScoreRow, SourcePosition, StoredScore};
 pub use scan::ObjectPage;
-pub use writer::{WriteRequest, write_batches};
+pub use shadow::{PAIRS_KEPT, ShadowPair, ShadowRecord, ShadowSums};
+pub use votes::{StoredVote, VoteOutcome};
+pub use writer::{Answers, WriteRequest, write_batches};

@@ -117,6 +117,25 @@ impl Store {
         Ok(stored)
     }
 
+    /// As [`Self::upsert`], with an answer a row in order: several rows may have one id, and then the first
+    /// one was written and the others found it.
+    pub async fn upsert_rows(&self, rows: &[ScoreRow]) -> Result<Vec<Option<StoredScore>>, StoreError> {
+        let stored = self.upsert(rows).await?;
+        let mut seen = HashSet::with_capacity(rows.len());
+        let answer = |row: &ScoreRow| match stored.get(&row.id) {
+            Some(stored) => {
+                let reused = stored.reused || !seen.insert(row.id);
+                Some(StoredScore { reused, ..stored.clone() })
+            }
+            None => {
+                // Deleted by hand between the two statements.
+                tracing::warn!(id = %row.id, "a row vanished while it was written");
+                None
+            }
+        };
+        Ok(rows.iter().map(answer).collect())
+    }
+
     /// Up to `limit` rows, the best scores first and rows without one last.
     pub async fn list(&self, limit: u32) -> Result<Vec<StoredScore>, StoreError> {
         let statement = format!(
@@ -207,7 +226,7 @@ impl Columns {
 }
 
 /// `{1.5,2.25}`: Rust prints the shortest digits that read back as the same number.
-fn array_literal(values: &[f64]) -> String {
+pub(super) fn array_literal(values: &[f64]) -> String {
     let mut literal = String::from("{");
     for (index, value) in values.iter().enumerate() {
         let separator = if index == 0 { "" } else { "," };
@@ -218,7 +237,7 @@ fn array_literal(values: &[f64]) -> String {
     literal
 }
 
-fn json(value: &impl serde::Serialize) -> Result<String, sqlx::Error> {
+pub(super) fn json(value: &impl serde::Serialize) -> Result<String, sqlx::Error> {
     serde_json::to_string(value).map_err(|error| sqlx::Error::Encode(Box::new(error)))
 }
 

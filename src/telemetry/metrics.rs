@@ -44,6 +44,11 @@ struct StatusLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ErrorLabel {
     stage: Shown<Stage>,
     code: Shown<ErrorCode>,
@@ -114,6 +119,7 @@ pub struct Metrics {
     /// From the record's timestamp to its row in Postgres.
     pub record_age: Histogram,
     items: Family<StatusLabel, Counter>,
+    votes: Family<OutcomeLabel, Counter>,
     errors: Family<ErrorLabel, Counter>,
     retries: Family<StageLabel, Counter>,
     stage_seconds: Family<StageLabel, Histogram>,
@@ -132,6 +138,8 @@ impl Metrics {
         registry.register("records_skipped", "Input records with nothing to score", records_skipped.clone());
         let items = Family::default();
         registry.register("items", "Items finished, by status", items.clone());
+        let votes = Family::default();
+        registry.register("votes", "Votes read, by what became of them", votes.clone());
         let errors = Family::default();
         registry.register(
             "item_errors",
@@ -166,6 +174,7 @@ impl Metrics {
             reused,
             record_age,
             items,
+            votes,
             errors,
             retries,
             stage_seconds,
@@ -173,15 +182,14 @@ impl Metrics {
         })
     }
 
-    /// Names the serving model in `roc4mllm_model_info`.
-    pub fn serve_model(&self, model: &crate::score::ModelVersion) {
-        let info = Info::new(vec![("model", model.model.clone()), ("version", model.version.clone())]);
-        self.lock().register("model", "The serving model", info);
-    }
-
     /// Counts one finished item.
     pub fn item(&self, status: ItemStatus) {
         self.items.get_or_create(&StatusLabel { status: Shown(status) }).inc();
+    }
+
+    /// Counts one vote, by one of the words for what becomes of it.
+    pub fn vote(&self, outcome: &'static str) {
+        self.votes.get_or_create(&OutcomeLabel { outcome }).inc();
     }
 
     /// Counts one item that ended without a score.
@@ -252,11 +260,13 @@ mod tests {
         let metrics = Metrics::new();
         metrics.error(Stage::Decode, ErrorCode::ImageTruncated);
         metrics.item(ItemStatus::Rejected);
+        metrics.vote("superseded");
         drop(metrics.enter(Stage::Fetch));
         let text = metrics.render();
         for line in [
             r#"roc4mllm_item_errors_total{stage="decode",code="image_truncated"} 1"#,
             r#"roc4mllm_items_total{status="rejected"} 1"#,
+            r#"roc4mllm_votes_total{outcome="superseded"} 1"#,
             r#"roc4mllm_stage_in_flight{stage="fetch"} 0"#,
             r#"roc4mllm_stage_duration_seconds_count{stage="fetch"} 1"#,
         ] {

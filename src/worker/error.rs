@@ -1,16 +1,17 @@
 //! Why a worker ends, as exit codes.
 
 use crate::{
-    fetch::FetchError, http::ListenError, image::PreprocessorError, inference::EngineFailure, kafka,
-    store::StoreError,
+    config::ConfigError, fetch::FetchError, http::ListenError, image::PreprocessorError,
+    inference::EngineFailure, kafka, registry::RegistryError, store::StoreError,
 };
 
-/// Exit code of a worker, or of a probe, whose dependency does not answer (`EX_UNAVAILABLE`).
-pub const UNAVAILABLE: u8 = 69;
+pub use crate::fault::UNAVAILABLE;
 
 /// Why a worker ended.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
+    #[error(transparent)]
+    Configuration(#[from] ConfigError),
     #[error(transparent)]
     Listen(#[from] ListenError),
     #[error("Kafka: {0}")]
@@ -28,6 +29,9 @@ pub enum WorkerError {
     Preprocessing(#[from] PreprocessorError),
     #[error("model.checkpoint: {0}")]
     Model(String),
+    /// The checkpoint cannot be brought here.
+    #[error("model.checkpoint: {0}")]
+    Registry(#[from] RegistryError),
     /// The model or its device is beyond use.
     #[error(transparent)]
     Engine(#[from] EngineFailure),
@@ -45,10 +49,12 @@ impl WorkerError {
         match self {
             Self::Kafka(kafka::Error::Setting { .. })
             | Self::S3(FetchError::Configuration { .. })
+            | Self::Configuration(_)
             | Self::Listen(_)
             | Self::Preprocessing(_)
             | Self::Model(_) => 2,
             Self::Kafka(_) | Self::S3(_) | Self::Postgres(_) | Self::Silent { .. } => UNAVAILABLE,
+            Self::Registry(error) => error.exit_code(),
             Self::Engine(failure) => failure.exit_code(),
             Self::Consumer(_) => 72,
             Self::Drain(_) => 1,

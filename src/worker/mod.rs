@@ -13,16 +13,18 @@ use crate::{
     config::Config,
     fetch::Fetcher,
     http::{self, ProbeSlot, Probes},
-    inference::{Health, ScoringService},
+    inference::ScoringService,
     kafka::{self, Connection, KafkaStats, Stalled},
-    pipeline::{self, Admission, Hold, Parts, Pipeline, Routes},
-    quarantine::{Hello, Quarantine},
+    labels::Vote,
+    pipeline::{self, Admission, Hold, Parts, Pipeline, Routes, Voting},
+    serving::Models,
     store::{self, ScoreRow, Store},
     telemetry::metrics::Metrics,
 };
-use futures_util::FutureExt;
-use std::{future::Future, sync::Arc, time::Duration};
-use tokio::sync::{mpsc, oneshot, watch};
+use futures_util::{FutureExt, future::LocalBoxFuture};
+use model::Serving;
+use std::{future::Future, pin::pin, sync::Arc, time::Duration};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 /// The poll thread turns many times a second; this long without a turn, it hangs.
@@ -52,8 +54,7 @@ enum Ending {
 /// # Errors
 /// [`WorkerError`], whose exit code says what failed.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), WorkerError> {
-    let service = model::load(config.model.clone(), config.image.clone(), config.inference.clone()).boxed();
-    run_with(config, service, shutdown).await
+    work(config, Source::Configured, shutdown).boxed_local().await
 }
 
 /// As [`run`], but scores with what `service` resolves to; it is awaited once every dependency has
@@ -62,10 +63,30 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
 /// # Errors
 /// As [`run`], and those of `service`.
 pub async fn run_with(
-    mut config: Config,
+    config: Config,
     service: impl Future<Output = Result<ScoringService, WorkerError>>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), WorkerError> {
+    work(config, Source::Given(service.boxed_local()), shutdown).boxed_local().await
+}
+
+/// Where the worker's models come from.
+enum Source<'a> {
+    /// `model.checkpoint`.
+    Configured,
+    /// The caller; it stays as it is.
+    Given(LocalBoxFuture<'a, Result<ScoringService, WorkerError>>),
+}
+
+async fn work(
+    mut config: Config,
+    source: Source<'_>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), WorkerError> {
+    let votes = match &config.kafka.labels_topic {
+        Some(topic) => Some((Arc::<str>::from(topic.as_str()), config.label_scale()?)),
+        None => None,
+    };
     let metrics = Metrics::new();
     let probes = ProbeSlot::default();
     let stop_http = CancellationToken::new();
@@ -73,22 +94,25 @@ pub async fn run_with(
         http::serve(config.http.listen, probes.clone(), stop_http.clone().cancelled_owned()).await?;
     tracing::info!(%address, "probes and metrics are served");
 
-    let (store, fetcher) = connect(&config).await?;
-    // Before any producer is made: what it may send at once is bounded by the same number.
-    config.kafka.max_record_bytes = kafka::admin::record_limit(&config.kafka, RECORD_LIMIT_PATIENCE).await;
-    let service = Arc::new(service.await?);
-    let version = Arc::clone(&service.model().version);
-    tracing::info!(model = version.model, version = version.version, "the model is ready");
-    metrics.serve_model(&version);
-    let quarantine = Quarantine::new(
-        Hello {
-            model: config.model.clone(),
-            image: config.image.clone(),
-            inference: config.inference.clone(),
-            telemetry: config.telemetry.clone(),
-        },
-        version,
-    );
+    let mut shutdown = pin!(shutdown);
+    let starting = async {
+        let (store, fetcher) = connect(&config).await?;
+        // Before any producer is made: what it may send at once is bounded by the same number.
+        let record_limit = kafka::admin::record_limit(&config.kafka, RECORD_LIMIT_PATIENCE).await;
+        let serving = model::serve(&config, source, &store, &fetcher).await?;
+        Ok::<_, WorkerError>((store, fetcher, record_limit, serving))
+    };
+    let (store, fetcher, record_limit, serving) = tokio::select! {
+        biased;
+        () = &mut shutdown => {
+            // Nothing was taken yet, and a model may take minutes to load.
+            tracing::info!("asked to stop before it had begun");
+            return Ok(());
+        }
+        started = starting => started?,
+    };
+    config.kafka.max_record_bytes = record_limit;
+    let Serving { models, metrics: serving, switching, _checkpoint } = serving;
 
     let Connection { records, ledger, gate, stats, fatal, control } = kafka::connect(&config.kafka)?;
     let admission = Arc::new(Admission::new(&config.pipeline));
@@ -108,13 +132,30 @@ pub async fn run_with(
         };
         async move { store::write_batches(upsert, &settings, &retry, requests, abandon).await }
     });
+    let (voting, recording) = match votes {
+        None => (None, None),
+        Some((topic, scale)) => {
+            let (writer, requests) = mpsc::channel(config.postgres.batch_rows.max(1));
+            let recording = tokio::spawn({
+                let (settings, retry) = (config.postgres.clone(), config.retry.clone());
+                let (hold, store, abandon) = (Arc::clone(&hold), store.clone(), abandon.clone());
+                let write = move |votes: Vec<Vote>| {
+                    let (hold, store) = (Arc::clone(&hold), store.clone());
+                    async move { pipeline::write_votes(&hold, &store, &votes, &scale).await }
+                };
+                async move { store::write_batches(write, &settings, &retry, requests, abandon).await }
+            });
+            let voting = Voting { topic, scale, writer };
+            (Some(Arc::new(voting)), Some(recording))
+        }
+    };
     let pipeline = Pipeline::new(Parts {
         ledger: Arc::clone(&ledger),
         fetcher: fetcher.clone(),
-        service: Arc::clone(&service),
-        quarantine: Arc::clone(&quarantine),
+        models: Arc::clone(&models),
         store: store.clone(),
         writer,
+        voting,
         admission: Arc::clone(&admission),
         hold: Arc::clone(&hold),
         metrics: Arc::clone(&metrics),
@@ -129,16 +170,16 @@ pub async fn run_with(
         max_image_bytes: config.image.max_bytes,
     });
     let pipeline = tokio::spawn(pipeline.run(records));
-    metrics.sample(samples::all(&service, &stats, &ledger, &admission));
-    metrics.sample(samples::quarantine(&quarantine, &ledger));
+    metrics.sample(samples::all(&models, &serving, &stats, &ledger, &admission));
+    metrics.sample(samples::quarantine(&serving.quarantine, &ledger));
     metrics.sample(samples::surroundings(&hold, &fetcher));
-    probes.set(checks(&metrics, &stats, &ledger, service.health(), hold));
-    tracing::info!(topics = ?config.kafka.input_topics, group = config.kafka.group, "consuming");
+    metrics.sample(samples::serving(&models, &serving));
+    probes.set(checks(&metrics, &stats, &ledger, Arc::clone(&models), hold));
+    tracing::info!(topics = ?config.kafka.consumed_topics().collect::<Vec<_>>(), group = config.kafka.group, "consuming");
 
     let ending = tokio::select! {
-        () = shutdown => Ending::Asked,
-        failure = engine_failed(service.health()) => Ending::Failed(failure),
-        failure = quarantine.failed() => Ending::Failed(failure.into()),
+        () = &mut shutdown => Ending::Asked,
+        failure = models.failed() => Ending::Failed(failure.into()),
         failure = consumer_failed(fatal) => Ending::Failed(failure),
     };
     let patience = match &ending {
@@ -150,9 +191,13 @@ pub async fn run_with(
         Ending::Failed(WorkerError::Consumer(_)) => control.without_farewell(),
         Ending::Failed(_) | Ending::Asked => control,
     };
-    // From here on the intake stays closed, whatever recovers.
+    // From here on the intake stays closed, whatever recovers, and the models stay what they are.
     regulating.abort();
     let _ = regulating.await;
+    if let Some(switching) = switching {
+        switching.abort();
+        let _ = switching.await;
+    }
     tracing::info!(in_flight = ledger.in_flight(), "draining");
     let drained = tokio::task::spawn_blocking(move || control.drain(patience)).await;
     admission.close();
@@ -161,6 +206,9 @@ pub async fn run_with(
     // Both only fail by being aborted, which is what was wanted.
     let _ = pipeline.await;
     let _ = writing.await;
+    if let Some(recording) = recording {
+        let _ = recording.await;
+    }
     stop_http.cancel();
     let drained = drained.map_err(|error| WorkerError::Drain(error.to_string()))?;
     tracing::info!(
@@ -174,7 +222,7 @@ pub async fn run_with(
         Ending::Asked => {
             // A model that did not finish in time may hang, and cannot be waited for.
             if drained.closed && drained.unfinished == 0 {
-                service.shut_down().await;
+                models.shut_down().await;
                 store.close().await;
             }
             Ok(())
@@ -199,7 +247,7 @@ fn checks(
     metrics: &Arc<Metrics>,
     stats: &Arc<KafkaStats>,
     ledger: &Arc<kafka::Ledger>,
-    health: watch::Receiver<Health>,
+    models: Arc<Models>,
     hold: Arc<Hold>,
 ) -> Probes {
     let (polling, committing, ledger) = (Arc::clone(stats), Arc::clone(stats), Arc::clone(ledger));
@@ -217,12 +265,7 @@ fn checks(
             }
         }),
         ready: Box::new(move || {
-            match &*health.borrow() {
-                Health::Ready(_) => {}
-                Health::Starting => return Err("the model is being loaded".into()),
-                Health::Suspect(reason) => return Err(reason.clone()),
-                Health::Failed(failure) => return Err(failure.to_string()),
-            }
+            models.is_well()?;
             if let Some(trouble) = hold.trouble() {
                 return Err(trouble);
             }
@@ -241,17 +284,6 @@ fn checks(
             Ok(())
         }),
         metrics: Arc::clone(metrics),
-    }
-}
-
-async fn engine_failed(mut health: watch::Receiver<Health>) -> WorkerError {
-    loop {
-        if let Health::Failed(failure) = &*health.borrow_and_update() {
-            return WorkerError::Engine(failure.clone());
-        }
-        if health.changed().await.is_err() {
-            return WorkerError::Engine(crate::inference::EngineFailure::Stopped);
-        }
     }
 }
 

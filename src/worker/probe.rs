@@ -1,8 +1,15 @@
 //! Whether each dependency answers, within a deadline and by name.
 
 use super::WorkerError;
-use crate::{config::Config, fetch::Fetcher, kafka, model::checkpoint::Checkpoint, store::Store};
-use std::{future::Future, path::Path, time::Duration};
+use crate::{
+    config::Config,
+    fault::Disposition,
+    fetch::{FetchError, Fetcher},
+    kafka, registry,
+    retry::{RetrySettings, retry},
+    store::{Store, StoreError},
+};
+use std::{future::Future, time::Duration};
 
 /// What a configuration connects to, a line each.
 pub fn targets(config: &Config) -> Vec<String> {
@@ -24,16 +31,13 @@ pub fn targets(config: &Config) -> Vec<String> {
 /// Tries every connection; a result a target of [`targets`].
 pub async fn probe(config: &Config) -> Vec<(String, Result<(), String>)> {
     let deadline = config.pipeline.start_timeout();
-    let (kafka, s3, postgres) =
-        tokio::join!(kafka(config, deadline), s3(config, deadline), postgres(config, deadline));
-    let checkpoint = Checkpoint::open(Path::new(&config.model.checkpoint));
+    let checkpoint = within("the checkpoint", &config.model.checkpoint, deadline, async {
+        Ok(registry::probe(config).await?)
+    });
+    let (kafka, s3, postgres, checkpoint) =
+        tokio::join!(kafka(config, deadline), s3(config, deadline), postgres(config, deadline), checkpoint);
     let shown = |result: Result<(), WorkerError>| result.map_err(|error| error.to_string());
-    let results = [
-        shown(kafka),
-        shown(s3.map(drop)),
-        shown(postgres.map(drop)),
-        checkpoint.map(drop).map_err(|error| error.to_string()),
-    ];
+    let results = [shown(kafka), shown(s3.map(drop)), shown(postgres.map(drop)), shown(checkpoint)];
     targets(config).into_iter().zip(results).collect()
 }
 
@@ -55,14 +59,34 @@ pub(super) async fn kafka(config: &Config, deadline: Duration) -> Result<(), Wor
 pub(super) async fn s3(config: &Config, deadline: Duration) -> Result<Fetcher, WorkerError> {
     let fetcher = Fetcher::connect(&config.s3).await?;
     let server = fetcher.server().to_owned();
-    within("S3", &server, deadline, async { Ok(fetcher.probe().await?) }).await?;
+    let answer = patiently(config, deadline, || fetcher.probe(), FetchError::disposition);
+    within("S3", &server, deadline, async { Ok(answer.await?) }).await?;
     Ok(fetcher)
 }
 
 /// The server accepts the connection.
 pub(super) async fn postgres(config: &Config, deadline: Duration) -> Result<Store, WorkerError> {
     let server = config.postgres.server();
-    within("Postgres", &server, deadline, async { Ok(Store::connect(&config.postgres).await?) }).await
+    let answer = patiently(config, deadline, || Store::connect(&config.postgres), StoreError::disposition);
+    within("Postgres", &server, deadline, async { Ok(answer.await?) }).await
+}
+
+/// Asks again while what went wrong may pass; the last answer, once the next one would come too late.
+async fn patiently<T, E, F: Future<Output = Result<T, E>>>(
+    config: &Config,
+    deadline: Duration,
+    ask: impl FnMut() -> F,
+    disposition: impl Fn(&E) -> Disposition,
+) -> Result<T, E> {
+    let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX) / 4 * 3;
+    let settings =
+        RetrySettings { deadline_ms, max_ms: config.retry.max_ms.min(1_000), ..config.retry.clone() };
+    // What needs an operator is said at once: waiting for that is no worker's business before it has begun.
+    let passing = |error: &E| match disposition(error) {
+        Disposition::Retry => Disposition::Retry,
+        _ => Disposition::Stop,
+    };
+    retry(&settings, ask, passing).await.map_err(|gave_up| gave_up.error)
 }
 
 async fn within<T>(

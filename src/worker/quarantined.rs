@@ -4,12 +4,14 @@ use super::{WorkerError, model};
 use crate::{
     inference::{InferenceSettings, ScoreFailure, ScoringService},
     quarantine::{Hello, Reply, read_frame, write_reply},
+    serving::Duty,
 };
 use bytes::Bytes;
 use std::{
     fs::File,
     io::{self, Read, Write},
     os::fd::{AsFd, AsRawFd},
+    sync::Arc,
     thread,
 };
 use tokio::sync::mpsc;
@@ -65,7 +67,7 @@ pub async fn run(conversation: Conversation) -> Result<(), WorkerError> {
         golden_interval_ms: 0,
         ..hello.inference
     };
-    let service = model::load(hello.model, hello.image, inference).await?;
+    let service = model::load(hello.model, hello.image, inference, Arc::default(), Duty::Live).await?;
     let model = service.model();
     let warm_up_ms = u64::try_from(model.warm_up.as_millis()).unwrap_or(u64::MAX);
     let mut reply = Reply::Ready { version: (*model.version).clone(), warm_up_ms };

@@ -183,7 +183,7 @@ async fn images_that_kill_workers_are_found_by_the_fourth_start() {
             }
         }
     }
-    let settings = [("inference.hang_timeout_ms", "1500"), ("pipeline.drain_ms", "2000")];
+    let settings = [("inference.hang_timeout_ms", "4000"), ("pipeline.drain_ms", "2000")];
     for start in 1..=3 {
         let (code, log) = stage.worker(&settings).wait_within(Duration::from_secs(60));
         // Killed by a signal, or given up because it hangs.

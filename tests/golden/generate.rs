@@ -1,8 +1,8 @@
-//! Whole answers against `generate_*.json`: ids, texts, scores, alone and in a batch.
+//! Whole answers against `generate_*.json`: ids, texts, scores, alone and in a batch, for every prompt.
 
 use crate::{
     network::{Tolerance, embed, logits, network, pixels, step},
-    support,
+    prompts, support,
 };
 use roc4mllm::{
     fault::{ErrorCode, ItemError},
@@ -23,23 +23,30 @@ use roc4mllm::{
     },
     score::Answer,
 };
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use std::{collections::BTreeMap, fs, path::Path};
 use tch::{Kind, Tensor};
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Golden {
     dtype: String,
     precision: u8,
     threads: usize,
-    assess: BTreeMap<String, Single>,
-    arch: BTreeMap<String, Single>,
-    batch_assess: Batch,
-    batch_arch: Batch,
     #[serde(default)]
     precision_variants: BTreeMap<u8, Variant>,
     no_score_token: Option<NoScoreToken>,
+    /// Under a prompt's name the answers to one picture a call, under `batch_` and that name those to
+    /// all pictures in one call.
+    #[serde(flatten)]
+    answers: BTreeMap<String, serde_json::Value>,
+}
+
+/// What is known of one prompt.
+struct Prompt {
+    name: String,
+    choice: PromptChoice,
+    singles: BTreeMap<String, Single>,
+    batch: Batch,
 }
 
 #[derive(Deserialize)]
@@ -109,8 +116,30 @@ struct Suite {
     /// Relative error of the golden probabilities themselves, whose softmax ran in the model's type.
     own_softmax: f64,
     golden: Golden,
+    prompts: Vec<Prompt>,
     config: ModelConfig,
     pictures: BTreeMap<String, Tensor>,
+}
+
+/// The answers by prompt; every field of the file must belong to one.
+fn by_prompt(file: &str, golden: &mut Golden) -> Vec<Prompt> {
+    fn take<T: DeserializeOwned>(file: &str, golden: &mut Golden, field: &str) -> T {
+        let value = golden.answers.remove(field).unwrap_or_else(|| panic!("{file}: no {field}"));
+        serde_json::from_value(value).unwrap_or_else(|error| panic!("{file}: {field}: {error}"))
+    }
+    let names = golden.answers.keys().filter_map(|field| field.strip_prefix("batch_"));
+    let names: Vec<String> = names.map(str::to_owned).collect();
+    assert!(names.iter().any(|name| name == "assess"), "{file}: no batch_assess");
+    let prompts = names.into_iter().map(|name| {
+        let singles: BTreeMap<_, _> = take(file, golden, &name);
+        let batch: Batch = take(file, golden, &format!("batch_{name}"));
+        assert!(!singles.is_empty() && !batch.rows.is_empty(), "{file}: {name}: no answers");
+        Prompt { choice: prompts::choice(&name), name, singles, batch }
+    });
+    let prompts: Vec<_> = prompts.collect();
+    let strangers: Vec<_> = golden.answers.keys().collect();
+    assert!(strangers.is_empty(), "{file}: unknown fields {strangers:?}");
+    prompts
 }
 
 impl Suite {
@@ -122,24 +151,29 @@ impl Suite {
         logit: Tolerance,
         own_softmax: f64,
     ) -> Self {
-        let golden: Golden = support::json(file);
+        let mut golden: Golden = support::json(file);
+        let prompts = by_prompt(file, &mut golden);
         let name = file.trim_start_matches("generate_").trim_end_matches(".json");
         assert_eq!(golden.dtype, name, "{file}: dtype");
-        assert!(!golden.assess.is_empty() && !golden.batch_assess.rows.is_empty(), "{file}: no answers");
         let config = Checkpoint::open(&support::path("ckpt_safetensors")).unwrap().config().clone();
         let pictures = support::tensors("pixel_values.safetensors");
-        Self { file, dtype, kind, score, logit, own_softmax, golden, config, pictures }
+        Self { file, dtype, kind, score, logit, own_softmax, golden, prompts, config, pictures }
     }
 
     fn f32() -> Self {
         Self::new("generate_f32.json", Dtype::F32, Kind::Float, 1e-4, Tolerance::F32, 1e-5)
     }
 
-    fn scorer(&self, prompt: PromptChoice, checkpoint: &Path, precision: u8) -> TorchScorer {
+    /// What is known of the prompt that a checkpoint is scored with by default.
+    fn assess(&self) -> &Prompt {
+        self.prompts.iter().find(|prompt| prompt.name == "assess").unwrap()
+    }
+
+    fn scorer(&self, prompt: &Prompt, checkpoint: &Path, precision: u8) -> TorchScorer {
         let settings = ModelSettings {
             checkpoint: checkpoint.to_str().unwrap().to_owned(),
             dtype: self.dtype,
-            prompt,
+            prompt: prompt.choice.clone(),
             precision,
             threads: self.golden.threads,
             ..ModelSettings::default()
@@ -150,12 +184,10 @@ impl Suite {
     fn run(&self) {
         let _no_grad = tch::no_grad_guard();
         let model = network(self.kind);
-        for (prompt, name, singles, batch) in [
-            (PromptChoice::Assess, "assess", &self.golden.assess, &self.golden.batch_assess),
-            (PromptChoice::Arch, "arch", &self.golden.arch, &self.golden.batch_arch),
-        ] {
+        for prompt in &self.prompts {
+            let name = &prompt.name;
             let mut scorer = self.scorer(prompt, &support::path("ckpt_safetensors"), self.golden.precision);
-            for (stem, single) in singles {
+            for (stem, single) in &prompt.singles {
                 let mut ours = self.score(&mut scorer, &[stem]);
                 let place = format!("{}: {name}/{stem}", self.file);
                 let (generated, answer) = ours.remove(0);
@@ -164,11 +196,12 @@ impl Suite {
                 let (margin, allowed) = self.margin(&model, name, stem, &generated.tokens);
                 self.assert_near(&format!("{place}: margin"), margin, single.min_top2_margin, allowed);
             }
-            self.compare_batch(&model, &mut scorer, name, batch);
+            self.compare_batch(&model, &mut scorer, prompt);
         }
     }
 
-    fn compare_batch(&self, model: &MplugOwl2, scorer: &mut TorchScorer, name: &str, batch: &Batch) {
+    fn compare_batch(&self, model: &MplugOwl2, scorer: &mut TorchScorer, prompt: &Prompt) {
+        let Prompt { name, batch, .. } = prompt;
         let place = format!("{}: batch_{name}", self.file);
         let stems: Vec<&String> = batch.images.iter().collect();
         let ours = self.score(scorer, &stems);
@@ -364,13 +397,14 @@ fn golden_precision_variants() {
     let suite = Suite::f32();
     let file = suite.file;
     assert!(!suite.golden.precision_variants.is_empty(), "{file}: no precision_variants");
-    let stem = &suite.golden.batch_assess.images[0];
-    let unrounded = suite.golden.assess[stem].scores[0].score;
+    let assess = suite.assess();
+    let stem = &assess.batch.images[0];
+    let unrounded = assess.singles[stem].scores[0].score;
     for (&precision, golden) in &suite.golden.precision_variants {
         let place = format!("{file}: precision_variants/{precision}");
         assert_eq!(rounded(unrounded, precision), golden.repr, "{place}: repr");
         assert_eq!(golden.repr.parse(), Ok(golden.score), "{place}: score");
-        let mut scorer = suite.scorer(PromptChoice::Assess, &support::path("ckpt_safetensors"), precision);
+        let mut scorer = suite.scorer(assess, &support::path("ckpt_safetensors"), precision);
         let (_, answer) = suite.score(&mut scorer, &[stem]).remove(0);
         let answer = answer.expect(&place);
         suite.assert_near(&place, answer.score(), unrounded, suite.score);
@@ -404,8 +438,9 @@ fn golden_no_score_token() {
         golden.note.split_once("images[").and_then(|(_, rest)| rest.split_once(']')?.0.split_once(':'));
     let range = range.and_then(|(start, end)| Some(start.parse().ok()?..end.parse::<usize>().ok()?));
     let range = range.unwrap_or_else(|| panic!("{place}: note names no images"));
-    let stems: Vec<&String> = suite.golden.batch_assess.images[range].iter().collect();
-    let mut scorer = suite.scorer(PromptChoice::Assess, folder.path(), suite.golden.precision);
+    let assess = suite.assess();
+    let stems: Vec<&String> = assess.batch.images[range].iter().collect();
+    let mut scorer = suite.scorer(assess, folder.path(), suite.golden.precision);
     let answers = suite.score(&mut scorer, &stems);
     assert_eq!([golden.text.len(), golden.score.len()], [answers.len(); 2], "{place}: rows");
     for (row, (_, answer)) in answers.into_iter().enumerate() {

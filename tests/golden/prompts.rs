@@ -1,7 +1,12 @@
 //! `prompts.json`: the ids that the model is given.
 
 use crate::support::{checkpoint_folders, json};
-use roc4mllm::model::{config::ModelConfig, prompt::PromptTokens, tokenizer::Tokenizer};
+use roc4mllm::model::{
+    config::ModelConfig,
+    prompt::{IMAGE_PLACEHOLDER, PromptTokens, prompt_text},
+    settings::PromptChoice,
+    tokenizer::Tokenizer,
+};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -18,10 +23,27 @@ struct Golden {
     n_expanded: usize,
 }
 
-#[test]
-fn golden_prompts() {
+fn golden() -> BTreeMap<String, Golden> {
     let prompts: BTreeMap<String, Golden> = json(FILE);
     assert!(!prompts.is_empty(), "{FILE}: no prompts");
+    prompts
+}
+
+/// The setting that asks with one of the file's prompts: the built-in choice of that name where the
+/// text is that one's, or else the question in it.
+pub fn choice(name: &str) -> PromptChoice {
+    let prompts = golden();
+    let text = &prompts.get(name).unwrap_or_else(|| panic!("{FILE}: no prompt {name}")).prompt;
+    let question = text.split_once(IMAGE_PLACEHOLDER).and_then(|(_, rest)| rest.rsplit_once(" ASSISTANT:"));
+    let (question, _) = question.unwrap_or_else(|| panic!("{FILE}: {name}: no question in {text:?}"));
+    let choices = [PromptChoice::from(name.to_owned()), PromptChoice::Text(question.to_owned())];
+    let found = choices.into_iter().find(|choice| prompt_text(choice).is_ok_and(|ours| ours == *text));
+    found.unwrap_or_else(|| panic!("{FILE}: {name}: no setting gives {text:?}"))
+}
+
+#[test]
+fn golden_prompts() {
+    let prompts = golden();
     for folder in checkpoint_folders() {
         let tokenizer = Tokenizer::open(&folder).unwrap();
         let config = ModelConfig::read(&folder).unwrap();

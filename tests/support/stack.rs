@@ -13,10 +13,13 @@ use rdkafka::{
 };
 use roc4mllm::dev::{TestDatabase, TestKafka, TestS3};
 use roc4mllm::inference::stand_in;
+use roc4mllm::labels::{Label, Vote};
+use roc4mllm::secret::Secret;
+use roc4mllm::store::{PostgresSettings, Store};
 use serde_json::Value;
 use sqlx::Row as _;
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io::Read,
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
@@ -78,6 +81,14 @@ impl Stack {
         self.s3.bucket()
     }
 
+    pub fn s3(&self) -> &TestS3 {
+        &self.s3
+    }
+
+    pub fn database_url(&self) -> &str {
+        self.database.url()
+    }
+
     /// The tiny checkpoint that comes with the tests.
     pub fn checkpoint(&self) -> PathBuf {
         fixtures().join("ckpt_safetensors")
@@ -116,13 +127,23 @@ impl Stack {
         .await
     }
 
-    /// Appends a record; its partition and offset.
+    /// Another topic of this test's own.
+    pub async fn create_topic(&self, stem: &str, partitions: i32) -> String {
+        self.kafka.create_topic(stem, partitions).await.expect("a topic")
+    }
+
+    /// Appends a record to the input topic; its partition and offset.
     pub async fn produce(&self, record: &Record) -> (i32, i64) {
+        self.produce_to(&self.input, record).await
+    }
+
+    /// Appends a record; its partition and offset.
+    pub async fn produce_to(&self, topic: &str, record: &Record) -> (i32, i64) {
         let mut headers = OwnedHeaders::new();
         for (name, value) in &record.headers {
             headers = headers.insert(Header { key: name, value: Some(value) });
         }
-        let mut message = FutureRecord::<(), [u8]>::to(&self.input).headers(headers);
+        let mut message = FutureRecord::<(), [u8]>::to(topic).headers(headers);
         if let Some(payload) = &record.payload {
             message = message.payload(payload);
         }
@@ -219,6 +240,48 @@ impl Stack {
         dump(self.kafka.bootstrap().into(), self.dead_letter.clone()).await
     }
 
+    /// Every version that has made a row.
+    pub async fn versions_in_rows(&self) -> HashSet<String> {
+        let pool = sqlx::PgPool::connect(self.database.url()).await.expect("a connection");
+        let rows = sqlx::query("SELECT DISTINCT model_version FROM scores").fetch_all(&pool).await;
+        rows.expect("rows").into_iter().map(|row| row.get(0)).collect()
+    }
+
+    /// Records of a topic that the group has not committed.
+    pub async fn committed_lag(&self, topic: &str) -> i64 {
+        let (bootstrap, group) = (self.kafka.bootstrap().to_owned(), self.group.clone());
+        let topic = topic.to_owned();
+        tokio::task::spawn_blocking(move || committed_lag(&bootstrap, &group, &topic))
+            .await
+            .expect("the lag is measured")
+    }
+
+    /// `votes` and `labels`, in key order.
+    pub async fn votes_and_labels(&self) -> (Vec<Vote>, Vec<Label>) {
+        let url = Secret::from(self.database.url());
+        let settings = PostgresSettings { url, ..PostgresSettings::default() };
+        let store = Store::connect(&settings).await.expect("a connection");
+        let labels: Vec<Label> = store
+            .labels_by_key(None, 100_000)
+            .await
+            .expect("labels")
+            .into_iter()
+            .map(|stored| stored.label)
+            .collect();
+        let objects: Vec<_> = labels.iter().map(|label| &label.object).collect();
+        let votes = store.votes_on(&objects).await.expect("votes");
+        (votes.into_iter().map(|stored| stored.vote).collect(), labels)
+    }
+
+    /// The number of every vote in the order of arrival, by key and rater.
+    pub async fn vote_numbers(&self) -> Vec<(String, String, String, i64)> {
+        let pool = sqlx::PgPool::connect(self.database.url()).await.expect("a connection");
+        sqlx::query_as("SELECT object_key, etag, rater, ingested FROM votes ORDER BY 1, 2, 3")
+            .fetch_all(&pool)
+            .await
+            .expect("votes")
+    }
+
     /// `scores`, by id.
     pub async fn rows(&self) -> HashMap<String, Row> {
         let pool = sqlx::PgPool::connect(self.database.url()).await.expect("a connection");
@@ -234,6 +297,26 @@ impl Stack {
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden")
+}
+
+fn committed_lag(bootstrap: &str, group: &str, topic: &str) -> i64 {
+    let timeout = Duration::from_secs(30);
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", bootstrap)
+        .set("group.id", group)
+        .create()
+        .expect("a consumer");
+    let metadata = consumer.fetch_metadata(Some(topic), timeout).expect("metadata");
+    let mut partitions = TopicPartitionList::new();
+    for partition in metadata.topics()[0].partitions() {
+        partitions.add_partition(topic, partition.id());
+    }
+    let committed = consumer.committed_offsets(partitions, timeout).expect("committed offsets");
+    let lag = |entry: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| {
+        let (low, high) = consumer.fetch_watermarks(topic, entry.partition(), timeout).expect("watermarks");
+        high - entry.offset().to_raw().filter(|offset| *offset >= 0).unwrap_or(low)
+    };
+    committed.elements().iter().map(lag).sum()
 }
 
 /// All that `read_committed` shows of a topic now.

@@ -187,6 +187,24 @@ async fn a_403_for_everything_holds_everything_until_it_is_mended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_passing_fault_at_the_start_is_waited_out() {
+    if roc4mllm::dev::skip_without_kafka() {
+        return;
+    }
+    let around = Surroundings::start().await;
+    around.load(0..3).await;
+    let asked = AtomicU64::new(0);
+    around.s3.set_faults(move |_| {
+        let refuse = asked.fetch_add(1, Ordering::Relaxed) < 3;
+        refuse.then_some(Fault::Refuse { status: 500, code: "InternalError" })
+    });
+    let worker = around.worker(&[]);
+    around.stack.wait_for_outputs(3, WITHIN).await;
+    around.assert_all_scored(3).await;
+    assert_eq!(worker.terminate(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_single_403_is_retried_and_holds_nobody_up() {
     if roc4mllm::dev::skip_without_kafka() {
         return;

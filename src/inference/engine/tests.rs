@@ -30,7 +30,7 @@ async fn engine(
     script: impl FnMut(&[f32]) -> Result<Vec<Verdict>, ScorerError> + Send + 'static,
 ) -> Engine {
     let build = || Ok::<_, Infallible>(Box::new(ScriptedScorer::new(script)) as Box<dyn Scorer>);
-    Engine::spawn(build, None, settings).unwrap().ready().await.unwrap()
+    Engine::spawn(build, None, settings, Arc::default()).unwrap().ready().await.unwrap()
 }
 
 fn submit(engine: &Engine, value: f32) -> Answered {
@@ -181,13 +181,13 @@ async fn a_model_that_cannot_be_built_says_why() {
     #[derive(Debug, PartialEq, thiserror::Error)]
     #[error("no such checkpoint")]
     struct NoCheckpoint;
-    let starting = Engine::spawn(|| Err(NoCheckpoint), None, &settings(1, 0)).unwrap();
+    let starting = Engine::spawn(|| Err(NoCheckpoint), None, &settings(1, 0), Arc::default()).unwrap();
     let mut health = starting.health();
     assert!(matches!(starting.ready().await, Err(StartError::Build(NoCheckpoint))));
     health.wait_for(|health| matches!(health, Health::Failed(_))).await.unwrap();
 
     let panicking = || -> Result<Box<dyn Scorer>, Infallible> { panic!("half a model") };
-    match Engine::spawn(panicking, None, &settings(1, 0)).unwrap().ready().await {
+    match Engine::spawn(panicking, None, &settings(1, 0), Arc::default()).unwrap().ready().await {
         Err(StartError::Panicked(reason)) => assert_eq!(reason, "half a model"),
         other => panic!("{:?}", other.err()),
     }
@@ -199,7 +199,7 @@ async fn a_model_too_large_for_one_image_does_not_start() {
     let script =
         |values: &[f32]| Err(ScorerError::OutOfMemory { batch: values.len(), reason: "full".into() });
     let build = move || Ok::<_, Infallible>(Box::new(ScriptedScorer::new(script)) as Box<dyn Scorer>);
-    match Engine::spawn(build, None, &settings).unwrap().ready().await {
+    match Engine::spawn(build, None, &settings, Arc::default()).unwrap().ready().await {
         Err(StartError::Engine(failure)) => assert_eq!(failure.exit_code(), 75),
         other => panic!("{:?}", other.err()),
     }
@@ -228,7 +228,7 @@ async fn a_scorer_need_not_be_send() {
         let inner = ScriptedScorer::new(|values| Ok(echo(values)));
         Ok::<_, Infallible>(Box::new(Local(std::rc::Rc::new(()), inner)) as Box<dyn Scorer>)
     };
-    let engine = Engine::spawn(build, None, &settings(1, 0)).unwrap().ready().await.unwrap();
+    let engine = Engine::spawn(build, None, &settings(1, 0), Arc::default()).unwrap().ready().await.unwrap();
     assert_eq!(submit(&engine, 5.0).await.unwrap().unwrap().answer.score(), 5.0);
 }
 
@@ -280,7 +280,7 @@ async fn with_golden(scores: &'static [f64]) -> Result<Engine, StartError<Infall
     };
     let build = || Ok::<_, Infallible>(Box::new(ScriptedScorer::new(script)) as Box<dyn Scorer>);
     let settings = InferenceSettings { golden_interval_ms: 5, ..settings(4, 0) };
-    Engine::spawn(build, Some(golden), &settings)?.ready().await
+    Engine::spawn(build, Some(golden), &settings, Arc::default())?.ready().await
 }
 
 #[tokio::test]

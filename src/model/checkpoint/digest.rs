@@ -1,6 +1,7 @@
 //! The version of a checkpoint: a digest of what is in its files.
 
 use super::{Checkpoint, error::CheckpointError};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::{
     fmt::Write,
@@ -12,7 +13,7 @@ use std::{
 };
 
 /// Files beside the weights that change what the model answers.
-const SETTINGS_FILES: [&str; 7] = [
+pub const SETTINGS_FILES: [&str; 7] = [
     "added_tokens.json",
     "config.json",
     "generation_config.json",
@@ -32,17 +33,40 @@ pub struct Digest {
 }
 
 /// One file of a checkpoint.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FileDigest {
     pub name: String,
+    #[serde(rename = "size")]
     pub bytes: u64,
     /// 64 hexadecimal digits.
     pub sha256: String,
 }
 
+impl FileDigest {
+    /// Reads and hashes one file.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`] naming the file.
+    pub fn of(path: &Path) -> Result<Self, CheckpointError> {
+        let mut file = File::open(path).map_err(CheckpointError::io(path, "opening"))?;
+        let mut hasher = Sha256::new();
+        let mut buffer = vec![0_u8; 1 << 20];
+        let mut bytes = 0;
+        loop {
+            let count = file.read(&mut buffer).map_err(CheckpointError::io(path, "reading"))?;
+            if count == 0 {
+                break;
+            }
+            hasher.update(&buffer[..count]);
+            bytes += count as u64;
+        }
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Self { name, bytes, sha256: hexadecimal(&hasher.finalize()) })
+    }
+}
+
 impl Checkpoint {
-    /// Hashes the weight files and the settings beside them, each file once, as many at a time as
-    /// there are cores.
+    /// Hashes the weight files and the settings beside them.
     ///
     /// # Errors
     /// [`CheckpointError::Io`] naming the file that can't be read.
@@ -55,51 +79,58 @@ impl Checkpoint {
                 paths.push(path);
             }
         }
-        let workers = thread::available_parallelism().map_or(1, usize::from).min(paths.len());
-        let (queue, results) = (Mutex::new(paths.into_iter()), Mutex::new(Vec::new()));
-        thread::scope(|scope| {
-            for _ in 0..workers {
-                scope.spawn(|| {
-                    while let Some(path) = locked(&queue).next() {
-                        let result = hash_file(&path);
-                        locked(&results).push(result);
-                    }
-                });
-            }
-        });
-        let results = results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let mut files = results.into_iter().collect::<Result<Vec<_>, _>>()?;
+        Ok(Digest::of(hash_files(paths)?))
+    }
+}
+
+impl Digest {
+    /// Of files whose own digests are known, in any order.
+    pub fn of(mut files: Vec<FileDigest>) -> Self {
         files.sort();
         let mut hasher = Sha256::new();
         for file in &files {
             hasher.update(format!("{}\n{}\n{}\n", file.name, file.bytes, file.sha256));
         }
-        Ok(Digest { version: format!("sha256:{}", hexadecimal(&hasher.finalize())), files })
+        Self { version: format!("sha256:{}", hexadecimal(&hasher.finalize())), files }
     }
+
+    /// `sha256:` and twelve digits: what the checkpoint is called where a row or an object names it.
+    pub fn name(&self) -> String {
+        short_name(&self.version)
+    }
+}
+
+/// The beginning of a whole digest that a checkpoint goes by: `sha256:` and twelve digits.
+pub fn short_name(digest: &str) -> String {
+    digest.chars().take("sha256:".len() + 12).collect()
+}
+
+/// The digests of files, in any order: each is read once, as many at a time as there are cores.
+///
+/// # Errors
+/// [`CheckpointError::Io`] naming the file that can't be read.
+pub fn hash_files(paths: Vec<PathBuf>) -> Result<Vec<FileDigest>, CheckpointError> {
+    let workers = thread::available_parallelism().map_or(1, usize::from).min(paths.len());
+    let (queue, results) = (Mutex::new(paths.into_iter()), Mutex::new(Vec::new()));
+    thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                while let Some(path) = locked(&queue).next() {
+                    let result = FileDigest::of(&path);
+                    locked(&results).push(result);
+                }
+            });
+        }
+    });
+    results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).into_iter().collect()
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-fn hash_file(path: &Path) -> Result<FileDigest, CheckpointError> {
-    let mut file = File::open(path).map_err(CheckpointError::io(path, "opening"))?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0_u8; 1 << 20];
-    let mut bytes = 0;
-    loop {
-        let count = file.read(&mut buffer).map_err(CheckpointError::io(path, "reading"))?;
-        if count == 0 {
-            break;
-        }
-        hasher.update(&buffer[..count]);
-        bytes += count as u64;
-    }
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    Ok(FileDigest { name, bytes, sha256: hexadecimal(&hasher.finalize()) })
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
+/// Two lower-case digits a byte.
+pub fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
         // Writing to a String can't fail.
         let _ = write!(text, "{byte:02x}");

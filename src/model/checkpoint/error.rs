@@ -15,15 +15,15 @@ pub enum CheckpointError {
     #[error("{}: {problem}; {remedy}", .path.display())]
     Layout { path: PathBuf, problem: String, remedy: &'static str },
     /// The operating system refused a read or a write.
-    #[error("{}: {doing} failed ({source}); check the path, its permissions and the disk", .path.display())]
-    Io { path: PathBuf, doing: &'static str, source: io::Error },
+    #[error("{}: {doing} failed ({reason}); check the path, its permissions and the disk", .path.display())]
+    Io { path: PathBuf, doing: &'static str, reason: io::Error },
     /// The file's bytes are not what its format promises.
     #[error("{}: {problem}; the file is damaged or incomplete: fetch it again", .path.display())]
     Corrupt { path: PathBuf, problem: String },
     /// A tensor that `config.json` asks for and the files lack, or the other way round.
     #[error(
-        "{}: tensor `{name}` {problem}{}; config.json and weights must be of the same checkpoint, and complete",
-        .path.display(), and_others(*.others)
+        "{}: tensor `{name}` {problem}{}; {}",
+        .path.display(), and_others(*.others), .problem.remedy()
     )]
     Tensor {
         /// The file that holds the tensor, or the folder where none does.
@@ -73,6 +73,19 @@ impl fmt::Display for TensorProblem {
     }
 }
 
+impl TensorProblem {
+    fn remedy(&self) -> &'static str {
+        match self {
+            Self::Dtype { .. } => {
+                "convert the weights with torch, or take the checkpoint as it was before it was quantized"
+            }
+            Self::Missing { .. } | Self::Unexpected { .. } | Self::Shape { .. } => {
+                "config.json and weights must be of the same checkpoint, and complete"
+            }
+        }
+    }
+}
+
 impl CheckpointError {
     /// A checkpoint that doesn't load won't load by asking again.
     pub fn disposition(&self) -> Disposition {
@@ -81,7 +94,7 @@ impl CheckpointError {
 
     pub(super) fn io(path: &Path, doing: &'static str) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self::Io { path, doing, source }
+        move |reason| Self::Io { path, doing, reason }
     }
 
     pub(super) fn corrupt(path: &Path, problem: impl Into<String>) -> Self {

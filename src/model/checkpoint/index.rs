@@ -60,6 +60,16 @@ pub enum StoredDtype {
 }
 
 impl StoredDtype {
+    /// The type that a torch type is stored as; `None` for what no weight may have.
+    pub fn of(kind: Kind) -> Option<Self> {
+        match kind {
+            Kind::Float => Some(Self::F32),
+            Kind::Half => Some(Self::F16),
+            Kind::BFloat16 => Some(Self::BF16),
+            _ => None,
+        }
+    }
+
     /// The torch type; `None` for what is never loaded.
     pub fn kind(&self) -> Option<Kind> {
         match self {
@@ -133,6 +143,13 @@ impl TensorIndex {
             if weight_map.exists() {
                 return Self::read_sharded(folder, format, &weight_map);
             }
+        }
+        if folder.join("adapter_config.json").exists() {
+            return Err(CheckpointError::layout(
+                folder,
+                "holds an adapter, and not the weights that it adapts",
+                "merge both in Python: PeftModel.from_pretrained(model, adapter).merge_and_unload(), and save that",
+            ));
         }
         Err(CheckpointError::layout(
             folder,

@@ -15,18 +15,20 @@ mod pickle;
 mod pickle_writer;
 mod safetensors;
 mod torch_zip;
+mod writer;
 
 pub use check::Problem;
-pub use convert::{ConvertArgs, Converted, convert};
-pub use digest::{Digest, FileDigest};
+pub use convert::{ConvertArgs, convert};
+pub use digest::{Digest, FileDigest, SETTINGS_FILES, hash_files, hexadecimal, short_name};
 pub use error::{CheckpointError, TensorProblem};
 pub use expected::{ExpectedTensor, Role, expected_tensors};
 pub use index::{Format, StoredDtype};
 pub use inspect::{Inspection, LoadMemory, inspect};
 pub use memory::available_memory;
+pub use writer::{Unfinished, Written, copy_settings, write_json, write_weights};
 
 use super::config::ModelConfig;
-use index::TensorIndex;
+use index::{TensorIndex, WeightFile};
 use mapped::MappedFile;
 use std::{
     cell::{OnceCell, RefCell},
@@ -34,6 +36,32 @@ use std::{
     path::{Path, PathBuf},
 };
 use tch::{Kind, Tensor};
+
+/// Every tensor of one `.safetensors` file by its name, whatever the names are: mapped, not read.
+///
+/// # Errors
+/// [`CheckpointError`] for a file that is missing or damaged, or holds what no weight may be.
+pub fn map_safetensors(path: &Path) -> Result<BTreeMap<String, Tensor>, CheckpointError> {
+    let table = safetensors::read_table(path)?;
+    let bytes = path.metadata().map_err(CheckpointError::io(path, "reading the size"))?.len();
+    let map = MappedFile::open(&WeightFile { path: path.to_owned(), bytes })?;
+    let tensor = |(name, stored): (String, index::StoredTensor)| {
+        let Some(kind) = stored.dtype.kind() else {
+            let problem = TensorProblem::Dtype { found: stored.dtype.to_string() };
+            return Err(CheckpointError::Tensor { path: path.to_owned(), name, problem, others: 0 });
+        };
+        match map.tensor(&stored, kind) {
+            Ok(tensor) => Ok((name, tensor)),
+            Err(source) => Err(CheckpointError::Torch {
+                path: path.to_owned(),
+                name,
+                doing: "mapping it",
+                reason: mapped::first_line(&source),
+            }),
+        }
+    };
+    table.into_iter().map(tensor).collect()
+}
 
 /// An opened checkpoint folder, whose tensors are known to fit its `config.json`.
 pub struct Checkpoint {

@@ -29,25 +29,45 @@ pub(super) struct PickledTensor {
     pub strides: Vec<i64>,
 }
 
+/// A pickle that gives no tensors: what is wrong with it, for a message that names the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum PickleError {
+    /// It is no pickle that Python could have written whole.
+    Damaged(String),
+    /// It holds something other than a dictionary of tensors.
+    Foreign(String),
+}
+
+impl From<String> for PickleError {
+    fn from(problem: String) -> Self {
+        Self::Damaged(problem)
+    }
+}
+
+impl From<&str> for PickleError {
+    fn from(problem: &str) -> Self {
+        Self::Damaged(problem.into())
+    }
+}
+
 /// Reads a pickled dictionary from names to tensors; other values in it are left out.
 ///
 /// # Errors
-/// What is wrong, for a message that names the file.
-pub(super) fn read_tensors(pickle: &[u8]) -> Result<BTreeMap<Rc<str>, PickledTensor>, String> {
+/// [`PickleError`] for anything else.
+pub(super) fn read_tensors(pickle: &[u8]) -> Result<BTreeMap<Rc<str>, PickledTensor>, PickleError> {
     let Value::Dict(entries) = Machine::new(pickle).run()? else {
-        return Err("it holds no dictionary of tensors".into());
+        return Err(PickleError::Foreign("it holds no dictionary of tensors".into()));
     };
     let mut tensors = BTreeMap::new();
     for (name, value) in entries.list {
         match (name, value) {
             (Value::Text(name), Value::Tensor(tensor)) => match tensors.entry(name) {
                 Entry::Vacant(place) => drop(place.insert(Rc::unwrap_or_clone(tensor))),
-                Entry::Occupied(place) => return Err(format!("it holds `{}` twice", place.key())),
+                Entry::Occupied(place) => return Err(format!("it holds `{}` twice", place.key()).into()),
             },
             (Value::Text(name), Value::Dict(_)) => {
-                return Err(format!(
-                    "`{name}` is a dictionary of its own (a training checkpoint?); save the model's state dict alone"
-                ));
+                let problem = format!("`{name}` in it is a dictionary of its own (a training checkpoint?)");
+                return Err(PickleError::Foreign(problem));
             }
             _ => {}
         }

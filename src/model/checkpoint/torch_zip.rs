@@ -6,7 +6,7 @@ use super::{
     error::CheckpointError,
     index::{StoredDtype, StoredTensor},
     mapped::{contiguous_strides, span},
-    pickle::{self, PickledTensor},
+    pickle::{self, PickleError, PickledTensor},
 };
 use std::{
     collections::HashMap,
@@ -23,7 +23,7 @@ const LONGEST_PICKLE: u64 = 256 << 20;
 ///
 /// # Errors
 /// [`CheckpointError::Corrupt`] for a damaged file; [`CheckpointError::Layout`] for one of torch's older
-/// format, which can't be mapped.
+/// format, which can't be mapped, and for one that holds something other than a state dict.
 pub(super) fn read_table(path: &Path) -> Result<Vec<(String, StoredTensor)>, CheckpointError> {
     let file = File::open(path).map_err(CheckpointError::io(path, "opening"))?;
     let length = file.metadata().map_err(CheckpointError::io(path, "reading the size"))?.len();
@@ -71,7 +71,14 @@ pub(super) fn read_table(path: &Path) -> Result<Vec<(String, StoredTensor)>, Che
     }
     let position = pickle_record.ok_or_else(|| corrupt("it has no record data.pkl".into()))?;
     let pickle = read_record(&mut archive, position).map_err(corrupt)?;
-    let tensors = pickle::read_tensors(&pickle).map_err(corrupt)?;
+    let tensors = pickle::read_tensors(&pickle).map_err(|error| match error {
+        PickleError::Damaged(problem) => corrupt(problem),
+        PickleError::Foreign(problem) => CheckpointError::layout(
+            path,
+            problem,
+            "save the model's state dict alone in Python: torch.save(model.state_dict(), path)",
+        ),
+    })?;
     tensors
         .into_iter()
         .map(|(name, tensor)| match place(&tensor, &records) {

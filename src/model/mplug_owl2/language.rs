@@ -5,12 +5,14 @@ use crate::model::{
     attention::{CausalMask, attend, split_heads},
     config::LanguageConfig,
     error::ModelError,
-    family::Block,
+    family::{Block, Sequences},
     kv_cache::{CacheShape, KvCache, Placement},
     layers::{Linear, rms_normalize},
     parameters::Scope,
+    passes::Passes,
     rope::{RotaryEmbedding, Rotation},
 };
+use std::rc::Rc;
 use tch::{TchError, Tensor};
 
 /// A decoder-only transformer over embeddings that are text or image.
@@ -40,9 +42,8 @@ struct Layer {
     kv_heads: i64,
 }
 
-/// What all layers share in one pass over a block.
+/// What all layers share in one pass.
 struct Pass {
-    placement: Placement,
     rotation: Rotation,
     mask: CausalMask,
     segments: Segments,
@@ -115,21 +116,48 @@ impl LanguageModel {
     ) -> Result<Tensor, TchError> {
         let count = block.embeddings.size()[1];
         let placement = cache.place(count)?;
-        let pass = Pass {
-            rotation: self.rotary.rotation(&placement, self.cache_shape.kind)?,
-            mask: CausalMask::new(&placement, self.groups, self.cache_shape.device)?,
-            segments: Segments::new(count, &block.image),
-            placement,
-        };
+        let pass = self.pass(&placement, Segments::new(count, &block.image))?;
         let mut hidden = block.embeddings.shallow_clone();
         for (index, layer) in self.layers.iter().enumerate() {
-            hidden = layer.forward(&hidden, &pass, index, cache)?;
+            hidden = layer
+                .forward(&hidden, &pass, |keys, values| cache.write(index, &keys, &values, &placement))?;
             observe(&hidden);
         }
-        cache.advance(&pass.placement);
-        let hidden = rms_normalize(&hidden, self.rms_norm_eps)?.f_mul(&self.norm)?;
+        cache.advance(&placement);
+        let hidden = self.normalize(&hidden)?;
         observe(&hidden);
         Ok(hidden)
+    }
+
+    /// The normalised hidden states `[rows, count, hidden]` of whole rows, without a cache, each layer
+    /// a part.
+    pub fn forward_sequences<'a>(
+        &'a self,
+        sequences: &Sequences<'_>,
+        passes: &mut Passes<'a>,
+    ) -> Result<Tensor, TchError> {
+        let count = sequences.embeddings.size()[1];
+        let segments = Segments::of_rows(count, sequences.images, self.cache_shape.device)?;
+        let pass = Rc::new(self.pass(&Placement::first(count), segments)?);
+        let mut hidden = sequences.embeddings.shallow_clone();
+        for layer in &self.layers {
+            let pass = pass.clone();
+            hidden = passes
+                .run(&hidden, move |input| layer.forward(input, &pass, |keys, values| Ok((keys, values))))?;
+        }
+        self.normalize(&hidden)
+    }
+
+    fn pass(&self, placement: &Placement, segments: Segments) -> Result<Pass, TchError> {
+        Ok(Pass {
+            rotation: self.rotary.rotation(placement, self.cache_shape.kind)?,
+            mask: CausalMask::new(placement, self.groups, self.cache_shape.device)?,
+            segments,
+        })
+    }
+
+    fn normalize(&self, hidden: &Tensor) -> Result<Tensor, TchError> {
+        rms_normalize(hidden, self.rms_norm_eps)?.f_mul(&self.norm)
     }
 
     /// Normalised hidden states `[.., hidden]` to logits `[.., vocabulary]`, in the model's type.
@@ -158,18 +186,19 @@ impl Layer {
         })
     }
 
+    /// `extend` takes the keys and values of the pass's positions, `[rows, kv_heads, count, head_dim]`,
+    /// and gives all that its queries may see, `[rows, kv_heads, end, head_dim]`.
     fn forward(
         &self,
         input: &Tensor,
         pass: &Pass,
-        index: usize,
-        cache: &mut KvCache,
+        extend: impl FnOnce(Tensor, Tensor) -> Result<(Tensor, Tensor), TchError>,
     ) -> Result<Tensor, TchError> {
         let normed = self.input_layernorm.forward(input, &pass.segments)?;
         let query = split_heads(&self.q_proj.forward(&normed)?, self.heads)?;
         let keys = split_heads(&self.k_proj.forward(&normed, &pass.segments)?, self.kv_heads)?;
         let values = split_heads(&self.v_proj.forward(&normed, &pass.segments)?, self.kv_heads)?;
-        let (keys, values) = cache.write(index, &pass.rotation.apply(&keys)?, &values, &pass.placement)?;
+        let (keys, values) = extend(pass.rotation.apply(&keys)?, values)?;
         let attended = attend(&pass.rotation.apply(&query)?, &keys, &values, &pass.mask)?;
         let hidden = input.f_add(&self.o_proj.forward(&attended)?)?;
 

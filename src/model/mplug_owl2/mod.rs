@@ -8,11 +8,12 @@ mod vision;
 
 pub use self::{abstractor::VisualAbstractor, language::LanguageModel, vision::VisionModel};
 use super::{
-    config::{ModelConfig, RopeScaling},
+    config::ModelConfig,
     error::ModelError,
-    family::{Block, Family},
+    family::{Block, Family, Part, Sequences},
     kv_cache::KvCache,
     parameters::Parameters,
+    passes::Passes,
 };
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -38,11 +39,6 @@ impl MplugOwl2 {
         let abstractor = VisualAbstractor::new(&model.child("visual_abstractor"), &config.abstractor)?;
         let language = LanguageModel::new(&root, &config.language)?;
         Ok(Self { config, parameters, vision, abstractor, language })
-    }
-
-    /// Every parameter by its checkpoint name; the network computes with these very tensors.
-    pub fn parameters(&self) -> &Parameters {
-        &self.parameters
     }
 
     pub fn config(&self) -> &ModelConfig {
@@ -71,15 +67,22 @@ impl Family for MplugOwl2 {
         self.config.image_positions()
     }
 
-    fn max_positions(&self) -> i64 {
-        let language = &self.config.language;
-        match language.rope_scaling {
-            None => language.max_position_embeddings,
-            // Scaled rotary positions exist to go beyond what the network was trained with.
-            Some(RopeScaling::Linear(factor) | RopeScaling::Dynamic(factor)) => {
-                (language.max_position_embeddings as f64 * factor) as i64
-            }
+    fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    fn part(&self, parameter: &str) -> Part {
+        if parameter.starts_with("model.vision_model.") {
+            Part::Vision
+        } else if parameter.starts_with("model.visual_abstractor.") {
+            Part::Connector
+        } else {
+            Part::Language
         }
+    }
+
+    fn max_positions(&self) -> i64 {
+        self.config.max_positions()
     }
 
     fn device(&self) -> Device {
@@ -90,9 +93,9 @@ impl Family for MplugOwl2 {
         self.language.cache_shape().kind
     }
 
-    fn encode_images(&self, pixels: &Tensor) -> Result<Tensor, TchError> {
-        let patches = self.vision.forward(&pixels.f_to_kind(self.kind())?)?;
-        self.abstractor.forward(&patches)
+    fn encode_images_in<'a>(&'a self, pixels: &Tensor, passes: &mut Passes<'a>) -> Result<Tensor, TchError> {
+        let patches = self.vision.forward_in(&pixels.f_to_kind(self.kind())?, passes)?;
+        passes.run(&patches, |patches| self.abstractor.forward(patches))
     }
 
     fn embed(&self, ids: &Tensor) -> Result<Tensor, TchError> {
@@ -105,6 +108,14 @@ impl Family for MplugOwl2 {
 
     fn forward(&self, block: &Block<'_>, cache: &mut KvCache) -> Result<Tensor, TchError> {
         self.language.forward(block, cache)
+    }
+
+    fn forward_sequences<'a>(
+        &'a self,
+        sequences: &Sequences<'_>,
+        passes: &mut Passes<'a>,
+    ) -> Result<Tensor, TchError> {
+        self.language.forward_sequences(sequences, passes)
     }
 
     fn logits(&self, hidden: &Tensor) -> Result<Tensor, TchError> {

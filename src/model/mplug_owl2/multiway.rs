@@ -6,19 +6,28 @@ use crate::model::{
     parameters::Scope,
 };
 use std::ops::Range;
-use tch::{TchError, Tensor};
+use tch::{Device, TchError, Tensor};
 
 /// What a position stands for; the numbers are those in the checkpoint's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Modality {
+pub enum Modality {
     Text = 0,
     Image = 1,
 }
 
-/// A block's positions by modality. The image is one contiguous range, so that each set of weights
-/// applies to slices and nothing is gathered or scattered.
-pub struct Segments {
-    segments: Vec<(i64, i64, Modality)>,
+/// Positions by modality.
+pub enum Segments {
+    /// The same in every row. The image is one contiguous range, so that each set of weights applies to
+    /// slices and nothing is gathered or scattered.
+    Slices(Vec<(i64, i64, Modality)>),
+    /// Rows that differ, laid one after the other.
+    Scattered {
+        /// Indices of the text positions among those of all rows.
+        text: Tensor,
+        image: Tensor,
+        /// Where each position of all rows lies in text and image positions joined.
+        order: Tensor,
+    },
 }
 
 impl Segments {
@@ -30,26 +39,58 @@ impl Segments {
             (image.end, count, Modality::Text),
         ];
         if image.is_empty() {
-            return Self { segments: vec![(0, count, Modality::Text)] };
+            return Self::Slices(vec![(0, count, Modality::Text)]);
         }
-        Self { segments: segments.into_iter().filter(|(start, end, _)| start < end).collect() }
+        Self::Slices(segments.into_iter().filter(|(start, end, _)| start < end).collect())
     }
 
-    /// Applies `layer` to each segment of `[rows, count, ..]` and joins the results.
+    /// The segments of rows of `count` positions, of which `images` come from each row's image.
+    pub fn of_rows(count: i64, images: &[Range<i64>], device: Device) -> Result<Self, TchError> {
+        let none = 0..0;
+        let first = images.first().unwrap_or(&none);
+        if images.iter().all(|image| image == first) {
+            return Ok(Self::new(count, first));
+        }
+        let (mut text, mut image, mut place) = (Vec::new(), Vec::new(), Vec::new());
+        for (row, range) in (0..).zip(images) {
+            for position in 0..count {
+                let of_modality = if range.contains(&position) { &mut image } else { &mut text };
+                place.push((range.contains(&position), of_modality.len() as i64));
+                of_modality.push(row * count + position);
+            }
+        }
+        let behind_text = text.len() as i64;
+        let order: Vec<i64> =
+            place.into_iter().map(|(image, index)| if image { behind_text + index } else { index }).collect();
+        let on_device = |indices: &[i64]| Tensor::f_from_slice(indices)?.f_to_device(device);
+        Ok(Self::Scattered { text: on_device(&text)?, image: on_device(&image)?, order: on_device(&order)? })
+    }
+
+    /// Applies `layer` to each segment of `[rows, count, width]` and joins the results.
     fn apply(
         &self,
         input: &Tensor,
         layer: impl Fn(&Tensor, Modality) -> Result<Tensor, TchError>,
     ) -> Result<Tensor, TchError> {
-        if let [(_, _, modality)] = self.segments[..] {
-            return layer(input, modality);
+        match self {
+            Self::Slices(segments) => {
+                if let [(_, _, modality)] = segments[..] {
+                    return layer(input, modality);
+                }
+                let parts = segments
+                    .iter()
+                    .map(|&(start, end, modality)| layer(&input.f_narrow(1, start, end - start)?, modality))
+                    .collect::<Result<Vec<_>, _>>()?;
+                Tensor::f_cat(&parts, 1)
+            }
+            Self::Scattered { text, image, order } => {
+                let (rows, count, _) = input.size3()?;
+                let positions = input.f_flatten(0, 1)?;
+                let part = |indices, modality| layer(&positions.f_index_select(0, indices)?, modality);
+                let parts = [part(text, Modality::Text)?, part(image, Modality::Image)?];
+                Tensor::f_cat(&parts, 0)?.f_index_select(0, order)?.f_view([rows, count, -1])
+            }
         }
-        let parts = self
-            .segments
-            .iter()
-            .map(|&(start, end, modality)| layer(&input.f_narrow(1, start, end - start)?, modality))
-            .collect::<Result<Vec<_>, _>>()?;
-        Tensor::f_cat(&parts, 1)
     }
 }
 

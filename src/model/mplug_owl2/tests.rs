@@ -3,8 +3,9 @@
 use super::{MplugOwl2, Parameters};
 use crate::model::{
     config::{ModelConfig, RopeScaling},
-    family::{Block, Family},
+    family::{Block, Family, Part, Sequences},
     kv_cache::KvCache,
+    passes::Passes,
     synthetic::{config, distance, network, network_in, noise, parameters},
 };
 use tch::{Kind, Tensor};
@@ -18,6 +19,10 @@ fn forward(
     image: std::ops::Range<i64>,
 ) -> Tensor {
     model.forward(&Block { embeddings, image }, cache).unwrap()
+}
+
+fn sequences(model: &MplugOwl2, embeddings: &Tensor, images: &[std::ops::Range<i64>]) -> Tensor {
+    model.forward_sequences(&Sequences { embeddings, images }, &mut Passes::Kept).unwrap()
 }
 
 /// Configurations in which positions mean something else.
@@ -157,6 +162,41 @@ fn image_positions_have_weights_of_their_own() {
 }
 
 #[test]
+fn whole_rows_equal_blocks_in_a_cache() {
+    for config in scalings() {
+        let model = network(config);
+        let embeddings = noise(&[4, 9, HIDDEN], 11);
+        // Images at one place take another way through the layers than at several.
+        for images in [[2..5, 2..5, 2..5, 2..5], [0..3, 6..9, 0..0, 3..4]] {
+            let together = sequences(&model, &embeddings, &images);
+            for (row, image) in (0..).zip(images) {
+                let alone = embeddings.narrow(0, row, 1);
+                let alone = forward(&model, &mut model.new_cache(1, 9).unwrap(), &alone, image);
+                assert!(distance(&together.narrow(0, row, 1), &alone) < 1e-5, "row {row}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_follows_a_row_s_end_changes_nothing_before_it() {
+    let model = network(config());
+    let embeddings = noise(&[2, 8, HIDDEN], 12);
+    let run = |embeddings: &Tensor| sequences(&model, embeddings, &[1..4, 2..5]).narrow(1, 0, 6);
+    let other = Tensor::cat(&[embeddings.narrow(1, 0, 6), noise(&[2, 2, HIDDEN], 13)], 1);
+    assert!(distance(&run(&embeddings), &run(&other)) < 1e-6);
+}
+
+#[test]
+fn every_parameter_belongs_to_a_part() {
+    let model = network(config());
+    let parts = |part| model.parameters().iter().filter(|(name, _)| model.part(name) == part).count();
+    assert!([Part::Vision, Part::Connector, Part::Language].into_iter().all(|part| parts(part) > 10));
+    assert_eq!(model.part("lm_head.weight"), Part::Language);
+    assert_eq!(model.part("model.visual_abstractor.visual_fc.weight"), Part::Connector);
+}
+
+#[test]
 fn tied_embeddings_are_the_head() {
     let mut config = config();
     config.language.tie_word_embeddings = true;
@@ -187,9 +227,8 @@ fn training_reaches_every_parameter_by_its_name() {
     let image = model.abstractor().forward(&patches).unwrap();
     let text = model.embed(&Tensor::from_slice(&[1_i64, 7]).view([1, 2])).unwrap();
     let count = image.size()[1];
-    let block = Tensor::cat(&[&image, &text], 1);
-    let mut cache = model.new_cache(1, count + 2).unwrap();
-    let hidden = forward(&model, &mut cache, &block, 0..count);
+    let embeddings = Tensor::cat(&[&image, &text], 1);
+    let hidden = sequences(&model, &embeddings, std::slice::from_ref(&(0..count)));
     model.logits(&hidden).unwrap().square().sum(Kind::Float).backward();
     for (name, parameter) in model.parameters().iter() {
         assert!(parameter.grad().defined(), "{name} has no gradient");

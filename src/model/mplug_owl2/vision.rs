@@ -6,6 +6,7 @@ use crate::model::{
     error::ModelError,
     layers::{LayerNorm, Linear, quick_gelu},
     parameters::Scope,
+    passes::Passes,
 };
 use tch::{TchError, Tensor};
 
@@ -51,9 +52,14 @@ impl VisionModel {
     /// Pixel values `[images, 3, edge, edge]` to patch features `[images, 1 + patches, hidden]`,
     /// the class token first. The closing norm covers every position.
     pub fn forward(&self, pixels: &Tensor) -> Result<Tensor, TchError> {
+        self.forward_in(pixels, &mut Passes::Kept)
+    }
+
+    /// As [`Self::forward`], each layer a part.
+    pub fn forward_in<'a>(&'a self, pixels: &Tensor, passes: &mut Passes<'a>) -> Result<Tensor, TchError> {
         let mut hidden = self.embed(pixels)?;
         for layer in &self.layers {
-            hidden = layer.forward(&hidden)?;
+            hidden = passes.run(&hidden, |input| layer.forward(input))?;
         }
         self.post_layernorm.forward(&hidden)
     }

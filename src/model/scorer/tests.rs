@@ -60,6 +60,11 @@ fn a_checkpoint_that_cannot_score_is_refused_by_name() {
     let message = refusal(&settings(&folder));
     assert!(message.contains("66 positions") && message.contains("is 60"), "{message}");
 
+    let folder = checkpoint(&[]);
+    fs::remove_file(folder.path().join("added_tokens.json")).unwrap();
+    let message = refusal(&settings(&folder));
+    assert!(message.contains("added_tokens.json: has no token of the id 600"), "{message}");
+
     let nowhere = ModelSettings { checkpoint: "/no/such/folder".into(), ..ModelSettings::default() };
     assert!(refusal(&nowhere).contains("/no/such/folder"));
 }

@@ -362,7 +362,7 @@ enum Segment<'a> {
 }
 
 /// What Python's `str.strip` removes: Unicode white space and four separator controls.
-fn is_python_space(character: char) -> bool {
+pub(crate) fn is_python_space(character: char) -> bool {
     character.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&character)
 }
 

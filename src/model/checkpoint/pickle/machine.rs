@@ -1,5 +1,6 @@
 //! The stack machine that a pickle is a program for.
 
+use super::PickleError;
 use super::value::{Nested, Value, construct, constructor, depth_around, empty_dict, storage};
 use std::{collections::HashMap, rc::Rc};
 
@@ -21,14 +22,14 @@ impl<'a> Machine<'a> {
     }
 
     /// Follows the opcodes to the end; the value that is left.
-    pub(super) fn run(&mut self) -> Result<Value, String> {
+    pub(super) fn run(&mut self) -> Result<Value, PickleError> {
         loop {
             let opcode = self.byte()?;
             match opcode {
                 0x80 => {
                     let version = self.byte()?;
                     if version > 5 {
-                        return Err(format!("pickle protocol {version} is unknown"));
+                        return Err(format!("pickle protocol {version} is unknown").into());
                     }
                 }
                 // FRAME: a length that only speeds up streaming.
@@ -49,8 +50,8 @@ impl<'a> Machine<'a> {
                 }
                 0x8a => {
                     let length = self.byte()?;
-                    let value = little_endian(self.take(length.into())?)?;
-                    self.stack.push(Value::Integer(value));
+                    let value = little_endian(self.take(length.into())?);
+                    self.stack.push(value.map_or(Value::Other, Value::Integer));
                 }
                 b'G' => {
                     self.take(8)?;
@@ -141,8 +142,8 @@ impl<'a> Machine<'a> {
                 }
                 // BUILD: attributes such as `_metadata`, which hold no tensors.
                 b'b' => drop(self.pop()?),
-                b'.' => return self.pop(),
-                other => return Err(format!("pickle opcode 0x{other:02x} is not used for tensors")),
+                b'.' => return Ok(self.pop()?),
+                other => return Err(format!("pickle opcode 0x{other:02x} is not used for tensors").into()),
             }
         }
     }
@@ -257,10 +258,11 @@ fn utf8(bytes: &[u8]) -> Result<&str, String> {
     std::str::from_utf8(bytes).map_err(|_| "a text in it is not UTF-8".into())
 }
 
-/// A two's complement integer of up to 8 bytes.
-fn little_endian(bytes: &[u8]) -> Result<i64, String> {
+/// A two's complement integer of up to 8 bytes. No tensor needs a longer one, but other values beside
+/// the tensors may.
+fn little_endian(bytes: &[u8]) -> Option<i64> {
     let negative = bytes.last().is_some_and(|byte| byte & 0x80 != 0);
     let mut extended = [if negative { 0xff } else { 0 }; 8];
-    extended.get_mut(..bytes.len()).ok_or("an integer in it is too large")?.copy_from_slice(bytes);
-    Ok(i64::from_le_bytes(extended))
+    extended.get_mut(..bytes.len())?.copy_from_slice(bytes);
+    Some(i64::from_le_bytes(extended))
 }

@@ -38,10 +38,24 @@ fn what_python_writes_for_an_ordered_dict_is_read() {
 
 #[test]
 fn anything_but_tensors_is_refused_by_name() {
-    let message = read_tensors(b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00id\x85R.").unwrap_err();
-    assert!(message.contains("os.system"), "{message}");
-    let message = read_tensors(b"\x80\x02}X\x05\x00\x00\x00model}s.").unwrap_err();
-    assert!(message.contains("`model`") && message.contains("state dict"), "{message}");
+    let refusal = |pickle: &[u8]| match read_tensors(pickle).unwrap_err() {
+        PickleError::Foreign(problem) => problem,
+        PickleError::Damaged(problem) => panic!("{problem}"),
+    };
+    let problem = refusal(b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00id\x85R.");
+    assert!(problem.contains("os.system"), "{problem}");
+    let problem = refusal(b"\x80\x02}X\x05\x00\x00\x00model}s.");
+    assert!(problem.contains("`model`") && problem.contains("dictionary of its own"), "{problem}");
+    assert!(refusal(b"\x80\x02].").contains("no dictionary of tensors"));
+}
+
+#[test]
+fn values_beside_the_tensors_are_left_out_however_large() {
+    let mut pickle = written(&["w".into()], &[2], &[1]);
+    assert_eq!(pickle.pop(), Some(b'.'));
+    pickle.extend(b"X\x04\x00\x00\x00seed\x8a\x0b\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01s");
+    pickle.extend(b"X\x04\x00\x00\x00note](K\x01K\x02es.");
+    assert_eq!(read_tensors(&pickle).unwrap().keys().map(|name| &**name).collect::<Vec<_>>(), ["w"]);
 }
 
 #[test]
@@ -49,7 +63,8 @@ fn nesting_is_bounded() {
     let mut pickle = b"\x80\x02)".to_vec();
     pickle.extend(std::iter::repeat_n(0x85, 1 << 20));
     pickle.push(b'.');
-    assert!(read_tensors(&pickle).unwrap_err().contains("nested"));
+    let error = read_tensors(&pickle).unwrap_err();
+    assert_eq!(error, PickleError::Damaged("its values are nested too deeply".into()));
 }
 
 #[test]

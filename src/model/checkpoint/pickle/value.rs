@@ -1,6 +1,6 @@
 //! What a pickle of tensors is made of, and the few constructors that it may name.
 
-use super::PickledTensor;
+use super::{PickleError, PickledTensor};
 use std::rc::Rc;
 
 /// The deepest nesting of tuples, lists and dictionaries; `torch.save` needs about five.
@@ -64,13 +64,16 @@ pub(super) fn depth_around(items: &[Value]) -> Result<usize, String> {
     }
 }
 
-pub(super) fn constructor(module: &str, name: &str) -> Result<Value, String> {
+pub(super) fn constructor(module: &str, name: &str) -> Result<Value, PickleError> {
     Ok(Value::Constructor(match (module, name) {
         ("collections", "OrderedDict") => Constructor::OrderedDict,
         ("torch._utils", "_rebuild_tensor_v2") => Constructor::RebuildTensor,
         ("torch._utils", "_rebuild_parameter") => Constructor::RebuildParameter,
         ("torch", class) if class.ends_with("Storage") => Constructor::StorageClass(class.into()),
-        _ => return Err(format!("it names `{module}.{name}`, which no dictionary of tensors needs")),
+        _ => {
+            let problem = format!("it holds a `{module}.{name}`, which is no plain tensor");
+            return Err(PickleError::Foreign(problem));
+        }
     }))
 }
 

@@ -1,28 +1,32 @@
 //! The page itself.
 
-use super::{
-    Entry, EntryScore, ReportMeta, chart,
+use super::{Entry, EntryScore, ReportMeta, chart};
+use crate::report::{
+    shell::{
+        Rejected, Shell, count, data_address, date, duration, emit, rejections, setting, tile, written_by,
+    },
     statistics::{Histogram, Statistics},
 };
-use crate::fault::ItemError;
-use base64::{Engine as _, engine::general_purpose::STANDARD};
-use maud::{DOCTYPE, Markup, PreEscaped, Render, html};
-use sha2::{Digest, Sha256};
+use maud::{Markup, PreEscaped, html};
 use std::io::{self, Write};
-use time::macros::format_description;
 
-const STYLE: &str = include_str!("style.css");
+const STYLE: &str = include_str!("gallery.css");
 const SCRIPT: &str = include_str!("script.js");
 
 /// Writes the page for `entries` in their order.
-pub fn write(out: &mut impl Write, meta: &ReportMeta, entries: &[Entry]) -> io::Result<()> {
+pub fn write<W: Write>(out: &mut W, meta: &ReportMeta, entries: &[Entry]) -> io::Result<()> {
+    let shell = Shell { title: &meta.title, style: STYLE, script: Some(SCRIPT) };
+    shell.write(out, |out| body(out, meta, entries))
+}
+
+fn body(out: &mut impl Write, meta: &ReportMeta, entries: &[Entry]) -> io::Result<()> {
     let scores: Vec<f64> = entries.iter().filter_map(Entry::score).collect();
-    let rejected: Vec<_> =
-        entries.iter().filter_map(|entry| entry.outcome.as_ref().err().map(|error| (entry, error))).collect();
-    emit(out, DOCTYPE)?;
-    out.write_all(b"<html lang=\"en\">")?;
-    emit(out, head(meta))?;
-    out.write_all(b"<body>")?;
+    let rejected: Vec<_> = entries
+        .iter()
+        .filter_map(|Entry { image, thumbnail, outcome, .. }| {
+            Some(Rejected { image, thumbnail: thumbnail.as_deref(), error: outcome.as_ref().err()? })
+        })
+        .collect();
     emit(out, introduction(meta, &scores, rejected.len()))?;
     out.write_all(b"<main id=\"main\">")?;
     if let (Some(statistics), Some(histogram)) =
@@ -38,39 +42,10 @@ pub fn write(out: &mut impl Write, meta: &ReportMeta, entries: &[Entry]) -> io::
         out.write_all(b"</ol></section>")?;
     }
     if !rejected.is_empty() {
-        emit(out, rejections(&rejected))?;
+        emit(out, rejections("Rejected", &rejected))?;
     }
     out.write_all(b"</main>")?;
-    emit(out, footer(meta))?;
-    out.write_all(b"</body></html>\n")
-}
-
-fn emit(out: &mut impl Write, markup: impl Render) -> io::Result<()> {
-    out.write_all(markup.render().0.as_bytes())
-}
-
-/// The source expression of a content security policy that allows just this inline text.
-fn policy_hash(text: &str) -> String {
-    format!("'sha256-{}'", STANDARD.encode(Sha256::digest(text)))
-}
-
-fn head(meta: &ReportMeta) -> Markup {
-    let policy = format!(
-        "default-src 'none'; img-src data:; style-src {}; script-src {}; base-uri 'none'; form-action 'none'",
-        policy_hash(STYLE),
-        policy_hash(SCRIPT)
-    );
-    html! {
-        head {
-            meta charset="utf-8";
-            meta name="viewport" content="width=device-width, initial-scale=1";
-            meta name="color-scheme" content="light dark";
-            meta http-equiv="Content-Security-Policy" content=(policy);
-            meta name="referrer" content="no-referrer";
-            title { (meta.title) }
-            style { (PreEscaped(STYLE)) }
-        }
-    }
+    emit(out, footer(meta))
 }
 
 fn introduction(meta: &ReportMeta, scores: &[f64], rejected: usize) -> Markup {
@@ -81,9 +56,9 @@ fn introduction(meta: &ReportMeta, scores: &[f64], rejected: usize) -> Markup {
             h1 { (meta.title) }
             p.subtitle {
                 (count(scores.len() + rejected, "image")) ", "
-                (written_at(meta))
+                (date(meta.written_at))
                 @if let Some(elapsed) = meta.elapsed {
-                    ", scored in " (duration(elapsed.as_secs_f64()))
+                    ", scored in " (duration(elapsed))
                 }
             }
             @if let Some(note) = &meta.note {
@@ -101,10 +76,6 @@ fn introduction(meta: &ReportMeta, scores: &[f64], rejected: usize) -> Markup {
             }
         }
     }
-}
-
-fn tile(name: &str, value: &str, class: &str) -> Markup {
-    html! { div class=(class) { dt { (name) } dd { (value) } } }
 }
 
 fn overview(histogram: &Histogram, statistics: &Statistics) -> Markup {
@@ -180,79 +151,22 @@ fn card(rank: usize, entry: &Entry, score: &EntryScore, range: (f64, f64)) -> Ma
     }
 }
 
-fn rejections(rejected: &[(&Entry, &ItemError)]) -> Markup {
-    html! {
-        section aria-labelledby="rejected-heading" {
-            div.section-head { h2 id="rejected-heading" { "Rejected" } }
-            ul.rejected {
-                @for (entry, error) in rejected {
-                    @let (reason, remedy) = reason_and_remedy(&entry.image, error);
-                    li {
-                        @if let Some(jpeg) = &entry.thumbnail {
-                            img src=(data_address(jpeg)) alt="";
-                        }
-                        div {
-                            p.name { (entry.image) }
-                            p.reason { (reason) }
-                            @if let Some(remedy) = remedy { p.remedy { (remedy) } }
-                        }
-                        code { (error.code) }
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// The message without the image's name, split where the remedy begins.
-fn reason_and_remedy<'a>(image: &str, error: &'a ItemError) -> (&'a str, Option<&'a str>) {
-    let message = error.message.strip_prefix(image).and_then(|rest| rest.strip_prefix(": "));
-    let message = message.unwrap_or(&error.message);
-    match message.rsplit_once("; ") {
-        Some((reason, remedy)) => (reason, Some(remedy)),
-        None => (message, None),
-    }
-}
-
 fn footer(meta: &ReportMeta) -> Markup {
     html! {
         footer {
             details open {
                 summary { "Model and settings" }
                 dl.settings {
-                    div { dt { "model" } dd { (meta.model.model) } }
-                    div { dt { "version" } dd { (meta.model.version) } }
-                    div { dt { "preprocessing revision" } dd { (meta.model.preprocess_revision) } }
-                    div { dt { "score range" } dd { (meta.score_range.0) " to " (meta.score_range.1) } }
+                    (setting("model", &meta.model.model))
+                    (setting("version", &meta.model.version))
+                    (setting("preprocessing revision", meta.model.preprocess_revision))
+                    (setting("score range", format!("{} to {}", meta.score_range.0, meta.score_range.1)))
                     @for (name, value) in &meta.settings {
-                        div { dt { (name) } dd { (value) } }
+                        (setting(name, value))
                     }
                 }
             }
-            p { "Written by roc4mllm " (env!("CARGO_PKG_VERSION")) ". A score is the mean of the distribution below its photo, ± its standard deviation." }
+            (written_by("A score is the mean of the distribution below its photo, ± its standard deviation."))
         }
-        script { (PreEscaped(SCRIPT)) }
-    }
-}
-
-fn data_address(jpeg: &[u8]) -> String {
-    format!("data:image/jpeg;base64,{}", STANDARD.encode(jpeg))
-}
-
-fn count(number: usize, noun: &str) -> String {
-    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
-}
-
-fn written_at(meta: &ReportMeta) -> String {
-    let format = format_description!("[year]-[month]-[day] [hour]:[minute] UTC");
-    // It fails for years that no clock shows, and the date is then left out.
-    meta.written_at.to_offset(time::UtcOffset::UTC).format(&format).unwrap_or_default()
-}
-
-fn duration(seconds: f64) -> String {
-    match seconds {
-        ..60.0 => format!("{seconds:.1} s"),
-        60.0..3600.0 => format!("{:.0} min {:02.0} s", (seconds / 60.0).floor(), seconds % 60.0),
-        _ => format!("{:.0} h {:02.0} min", (seconds / 3600.0).floor(), (seconds % 3600.0) / 60.0),
     }
 }

@@ -1,6 +1,10 @@
 use super::*;
-use crate::fault::{ErrorCode, Stage};
+use crate::{
+    fault::{ErrorCode, Stage},
+    report::check,
+};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use std::fs;
 
 fn meta() -> ReportMeta {
     ReportMeta {

@@ -1,7 +1,12 @@
 //! The charts, as inline SVG that takes its colours from the page's style.
 
-use super::statistics::{Histogram, Statistics};
-use crate::score::ScoreValue;
+use crate::{
+    report::{
+        shell::short,
+        statistics::{Histogram, Statistics},
+    },
+    score::ScoreValue,
+};
 use maud::{Markup, html};
 use std::fmt::Write;
 
@@ -95,10 +100,4 @@ pub fn distribution(value: &ScoreValue, (low, high): (f64, f64)) -> Markup {
             line.mean x1=(short(mean)) x2=(short(mean)) y1="0" y2="44" {}
         }
     }
-}
-
-/// A coordinate without digits that nobody sees.
-fn short(value: f64) -> String {
-    let text = format!("{value:.1}");
-    text.strip_suffix(".0").map_or_else(|| text.clone(), str::to_owned)
 }

@@ -1,0 +1,123 @@
+//! The fastest matrix multiplication of the machine, as what a network's speed is held against.
+
+use super::{
+    results::{Entry, record},
+    timing::interleaved,
+};
+use std::time::Instant;
+use tch::{Device, Kind, Tensor};
+
+pub const RUNS: usize = 5;
+/// M, N and K of the multiplications among which the peak is sought: a square one, and the widest of
+/// a vision and of a language layer with many rows.
+const SHAPES: [[i64; 3]; 3] = [[2048, 2048, 2048], [4100, 4096, 1024], [1024, 11008, 4096]];
+/// A type that the processor multiplies at less than this fraction of f32's speed, because it has no
+/// instructions for it, is not what anybody would run there, and would take an hour.
+const WORTHWHILE: f64 = 0.25;
+
+/// What the multiplications of the peak work on.
+pub struct Peak {
+    operands: Vec<(Tensor, Tensor)>,
+    pub dtype: &'static str,
+    threads: usize,
+}
+
+impl Peak {
+    /// On as many threads as there are cores, for one type after the other that is of use here.
+    pub fn of_each_type() -> impl Iterator<Item = (Kind, Self)> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
+        tch::manual_seed(1);
+        println!(
+            "{:>8} {:>5} {:>5} {:>9} {:>9} {:>9}  {:>8}  peak",
+            "", "dtype", "batch", "GFLOP", "ms", "GFLOP/s", "fraction"
+        );
+        [(Kind::Float, "f32"), (Kind::BFloat16, "bf16")]
+            .into_iter()
+            .filter(move |&(kind, dtype)| kind == Kind::Float || worthwhile(kind, dtype, threads))
+            .map(move |(kind, dtype)| (kind, Self::new(kind, dtype, threads)))
+    }
+
+    fn new(kind: Kind, dtype: &'static str, threads: usize) -> Self {
+        let random = |rows, columns| Tensor::randn([rows, columns], (kind, Device::Cpu));
+        let operands = SHAPES.iter().map(|&[m, n, k]| (random(m, k), random(k, n))).collect();
+        Self { operands, dtype, threads }
+    }
+
+    /// Measures `run`, which does `work` floating-point operations, beside the peak; prints the line of
+    /// `part` and `batch`, and records it as `name`.
+    pub fn compare(&self, name: &str, part: &str, batch: i64, work: f64, mut run: impl FnMut()) {
+        let mut multiplications: Vec<_> = self.operands.iter().map(|(a, b)| || drop(a.mm(b))).collect();
+        let mut contenders: Vec<&mut dyn FnMut()> = vec![&mut run];
+        contenders.extend(multiplications.iter_mut().map(|run| run as &mut dyn FnMut()));
+        let start = Instant::now();
+        let times = interleaved(|| start.elapsed(), RUNS, &mut contenders);
+        let seconds = times[0].as_secs_f64();
+        let rate = work / seconds / 1e9;
+        let (fastest, [m, n, k]) = times[1..]
+            .iter()
+            .zip(SHAPES)
+            .map(|(time, shape)| (2.0 * volume(&shape) / time.as_secs_f64() / 1e9, shape))
+            .max_by(|(one, _), (other, _)| one.total_cmp(other))
+            .expect("at least one shape");
+        let Self { dtype, threads, .. } = self;
+        println!(
+            "{part:>8} {dtype:>5} {batch:>5} {:>9.1} {:>9.1} {rate:>9.1}  {:>8.2}  {fastest:.1} GFLOP/s at M {m} N {n} K {k}, {threads} threads (medians of {RUNS})",
+            work / 1e9,
+            seconds * 1e3,
+            rate / fastest,
+        );
+        let against =
+            format!("torch.mm, M {m}, N {n}, K {k}, {dtype}, {threads} threads: {fastest:.1} GFLOP/s");
+        record(&[Entry {
+            name,
+            value: rate,
+            unit: "GFLOP/s",
+            against: &against,
+            against_value: fastest,
+            ratio: rate / fastest,
+            runs: RUNS,
+        }]);
+    }
+}
+
+/// Whether this processor has use for `kind`: records its speed beside that of f32.
+fn worthwhile(kind: Kind, dtype: &str, threads: usize) -> bool {
+    const EDGE: i64 = 512;
+    let operands = |kind| {
+        let random = || Tensor::randn([EDGE, EDGE], (kind, Device::Cpu));
+        (random(), random())
+    };
+    let ((a, b), (c, d)) = (operands(kind), operands(Kind::Float));
+    let start = Instant::now();
+    let times = interleaved(|| start.elapsed(), RUNS, &mut [&mut || drop(a.mm(&b)), &mut || drop(c.mm(&d))]);
+    let rate = |index: usize| 2.0 * volume(&[EDGE; 3]) / times[index].as_secs_f64() / 1e9;
+    let ratio = rate(0) / rate(1);
+    record(&[Entry {
+        name: &format!("{dtype}_matmul_speed"),
+        value: rate(0),
+        unit: "GFLOP/s",
+        against: &format!("torch.mm, M {EDGE}, N {EDGE}, K {EDGE}, f32, {threads} threads"),
+        against_value: rate(1),
+        ratio,
+        runs: RUNS,
+    }]);
+    if ratio < WORTHWHILE {
+        println!("{dtype}: multiplied at {ratio:.3} of f32's speed here; the model is not measured in it");
+    }
+    ratio >= WORTHWHILE
+}
+
+/// Floating-point operations of all layers of a language model over `positions` positions of each of
+/// `batch` rows, two a multiplication and addition. Norms, activations and softmax are not counted.
+pub fn language_work(config: &roc4mllm::model::config::LanguageConfig, positions: i64, batch: i64) -> f64 {
+    let (width, wide) = (config.hidden_size, config.intermediate_size);
+    // A position attends to itself and those before it.
+    let attention = 2.0 * volume(&[positions, positions + 1, width]) / 2.0;
+    let layer = volume(&[positions, width, 4 * width + 3 * wide]) + attention;
+    2.0 * batch as f64 * config.num_hidden_layers as f64 * layer
+}
+
+pub fn volume(sizes: &[i64]) -> f64 {
+    sizes.iter().map(|&size| size as f64).product()
+}

@@ -1,0 +1,203 @@
+//! A photograph made worse in known ways, and the score that follows from how.
+
+use crate::{image::RgbImage, train::random::Random};
+use image::imageops::{self, FilterType};
+
+/// One way to spoil a photograph, with its severity from 0 (as it was) to 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Degradation {
+    /// Out of focus: a Gaussian of up to 2.5% of the long edge.
+    Blur(f64),
+    /// Additive Gaussian noise with a standard deviation of up to 90 of 255.
+    Noise(f64),
+    /// Up to three stops too dark (negative) or two too bright.
+    Exposure(f64),
+    /// JPEG at quality 45 down to 2.
+    Compression(f64),
+    /// A horizon that tilts by up to 30 degrees, with black where the picture ends.
+    Framing(f64),
+}
+
+impl Degradation {
+    /// Each kind with a probability of 2 in 5, its severity uniform.
+    pub fn draw(random: &mut Random) -> Vec<Self> {
+        let kinds: [fn(f64) -> Self; 5] =
+            [Self::Blur, Self::Noise, Self::Exposure, Self::Compression, Self::Framing];
+        let mut drawn = Vec::new();
+        for kind in kinds {
+            if uniform(random) < 0.4 {
+                let severity = uniform(random);
+                let signed = matches!(kind(severity), Self::Exposure(_)) && uniform(random) < 0.5;
+                drawn.push(kind(if signed { -severity } else { severity }));
+            }
+        }
+        drawn
+    }
+
+    /// The share of the quality that it takes away.
+    fn loss(self) -> f64 {
+        match self {
+            Self::Blur(severity) => 0.85 * severity,
+            Self::Noise(severity) => 0.8 * severity,
+            Self::Exposure(severity) => 0.85 * severity.abs(),
+            Self::Compression(severity) => 0.75 * severity,
+            Self::Framing(severity) => 0.6 * severity,
+        }
+    }
+
+    /// What is left of a perfect quality of 1 after all of `degradations`.
+    pub fn quality(degradations: &[Self]) -> f64 {
+        degradations.iter().map(|degradation| 1.0 - degradation.loss()).product()
+    }
+}
+
+/// `photo` after `degradations`, in the order in which a camera and a careless upload would add them.
+pub fn degrade(photo: image::RgbImage, degradations: &[Degradation], random: &mut Random) -> image::RgbImage {
+    degradations.iter().fold(photo, |photo, degradation| match *degradation {
+        Degradation::Blur(severity) => {
+            let sigma = 0.025 * severity * f64::from(photo.width().max(photo.height()));
+            if sigma < 0.1 { photo } else { imageops::blur(&photo, sigma as f32) }
+        }
+        Degradation::Noise(severity) => noisy(photo, 90.0 * severity, random),
+        Degradation::Exposure(severity) => {
+            exposed(photo, if severity < 0.0 { 3.0 * severity } else { 2.0 * severity })
+        }
+        Degradation::Compression(severity) => recompressed(photo, (45.0 - 43.0 * severity).round() as i32),
+        Degradation::Framing(severity) => {
+            let side = if random.below(2) == 0 { 1.0 } else { -1.0 };
+            tilted(&photo, side * 30.0 * severity)
+        }
+    })
+}
+
+/// A random part of `photo`, at least half as high as the whole, with a long edge of `edge` pixels.
+pub fn cut_out(photo: &RgbImage, edge: u32, random: &mut Random) -> Option<image::RgbImage> {
+    let whole = image::RgbImage::from_raw(photo.width(), photo.height(), photo.pixels().to_vec())?;
+    let share = 0.5 + 0.5 * uniform(random);
+    let aspect = [1.0, 4.0 / 3.0, 1.5, 0.75][random.below(4)];
+    let (width, height) = (f64::from(whole.width()), f64::from(whole.height()));
+    let tall = (height.min(width / aspect) * share).max(1.0);
+    let wide = (tall * aspect).max(1.0);
+    let left = (uniform(random) * (width - wide).max(0.0)) as u32;
+    let top = (uniform(random) * (height - tall).max(0.0)) as u32;
+    let mut part = imageops::crop_imm(&whole, left, top, wide as u32, tall as u32).to_image();
+    if random.below(2) == 0 {
+        imageops::flip_horizontal_in_place(&mut part);
+    }
+    let scale = f64::from(edge) / wide.max(tall);
+    let scaled = |length: f64| (length * scale).round().max(1.0) as u32;
+    Some(imageops::resize(&part, scaled(wide), scaled(tall), FilterType::CatmullRom))
+}
+
+/// JPEG bytes at `quality`, 4:2:0.
+pub fn jpeg(photo: &image::RgbImage, quality: i32) -> Result<Vec<u8>, turbojpeg::Error> {
+    let (width, height) = (photo.width() as usize, photo.height() as usize);
+    let format = turbojpeg::PixelFormat::RGB;
+    let image =
+        turbojpeg::Image { pixels: photo.as_raw().as_slice(), width, pitch: width * 3, height, format };
+    turbojpeg::compress(image, quality, turbojpeg::Subsamp::Sub2x2).map(|bytes| bytes.to_vec())
+}
+
+/// Uniform over `[0, 1)`.
+pub fn uniform(random: &mut Random) -> f64 {
+    const STEPS: usize = 1 << 30;
+    random.below(STEPS) as f64 / STEPS as f64
+}
+
+fn noisy(mut photo: image::RgbImage, deviation: f64, random: &mut Random) -> image::RgbImage {
+    for value in photo.iter_mut() {
+        // Irwin and Hall: twelve uniform numbers less six have mean 0 and variance 1.
+        let normal = (0..12).map(|_| f64::from(random.symmetric(0.5))).sum::<f64>();
+        *value = (f64::from(*value) + deviation * normal).round().clamp(0.0, 255.0) as u8;
+    }
+    photo
+}
+
+fn exposed(mut photo: image::RgbImage, stops: f64) -> image::RgbImage {
+    let gain = stops.exp2();
+    // sRGB is close to a power of 2.2: light is scaled, not code values.
+    let curve: Vec<u8> = (0..=255)
+        .map(|value| {
+            let light = (f64::from(value) / 255.0).powf(2.2) * gain;
+            (255.0 * light.min(1.0).powf(1.0 / 2.2)).round() as u8
+        })
+        .collect();
+    for value in photo.iter_mut() {
+        *value = curve[usize::from(*value)];
+    }
+    photo
+}
+
+fn recompressed(photo: image::RgbImage, quality: i32) -> image::RgbImage {
+    let decoded = jpeg(&photo, quality.clamp(1, 100))
+        .and_then(|bytes| turbojpeg::decompress(&bytes, turbojpeg::PixelFormat::RGB));
+    match decoded {
+        Ok(decoded) if decoded.pitch == decoded.width * 3 => {
+            image::RgbImage::from_raw(decoded.width as u32, decoded.height as u32, decoded.pixels)
+                .unwrap_or(photo)
+        }
+        _ => photo,
+    }
+}
+
+/// Turned about its middle, bilinear, black outside.
+fn tilted(photo: &image::RgbImage, degrees: f64) -> image::RgbImage {
+    let (sine, cosine) = degrees.to_radians().sin_cos();
+    let (width, height) = (photo.width(), photo.height());
+    let middle = (f64::from(width - 1) / 2.0, f64::from(height - 1) / 2.0);
+    image::RgbImage::from_fn(width, height, |x, y| {
+        let (x, y) = (f64::from(x) - middle.0, f64::from(y) - middle.1);
+        let from = (middle.0 + cosine * x - sine * y, middle.1 + sine * x + cosine * y);
+        imageops::interpolate_bilinear(photo, from.0 as f32, from.1 as f32).unwrap_or(image::Rgb([0; 3]))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn photo() -> image::RgbImage {
+        image::RgbImage::from_fn(96, 64, |x, y| {
+            image::Rgb([(x * 2) as u8, (y * 3) as u8, ((x ^ y) * 2) as u8])
+        })
+    }
+
+    /// Mean absolute difference of two photos of one size.
+    fn difference(one: &image::RgbImage, other: &image::RgbImage) -> f64 {
+        let total: f64 = one.iter().zip(other.iter()).map(|(a, b)| f64::from(a.abs_diff(*b))).sum();
+        total / one.len() as f64
+    }
+
+    #[test]
+    fn worse_looks_worse_and_is_worth_less() {
+        let kinds: [fn(f64) -> Degradation; 6] = [
+            Degradation::Blur,
+            Degradation::Noise,
+            Degradation::Exposure,
+            |severity| Degradation::Exposure(-severity),
+            Degradation::Compression,
+            Degradation::Framing,
+        ];
+        for kind in kinds {
+            let after = |severity| {
+                let worse = degrade(photo(), &[kind(severity)], &mut Random::new(5, "test"));
+                difference(&photo(), &worse)
+            };
+            let (mild, strong) = (after(0.25), after(1.0));
+            assert!(mild < strong && strong > 3.0, "{:?}: {mild} and {strong}", kind(1.0));
+            assert!(Degradation::quality(&[kind(1.0)]) < Degradation::quality(&[kind(0.25)]));
+        }
+        assert_eq!(degrade(photo(), &[], &mut Random::new(5, "test")), photo());
+        assert_eq!(Degradation::quality(&[]), 1.0);
+    }
+
+    #[test]
+    fn parts_have_the_edge_asked_for() {
+        let rgb = RgbImage::painted(300, 200, |x, y| [x as u8, y as u8, 7]);
+        let mut random = Random::new(1, "test");
+        for _ in 0..50 {
+            let part = cut_out(&rgb, 96, &mut random).unwrap();
+            assert_eq!(part.width().max(part.height()), 96);
+        }
+    }
+}

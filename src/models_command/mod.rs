@@ -1,0 +1,10 @@
+//! `roc4mllm models`: what is published and registered, and which version serves.
+
+mod args;
+mod error;
+mod output;
+mod run;
+
+pub use args::ModelsCommand;
+pub use error::ModelsError;
+pub use run::run;

@@ -176,9 +176,10 @@ impl Fetcher {
                 self.budget().requested();
                 let second = || {
                     // Only a place and room that nobody waits for: an object's first request comes first.
-                    second_copy = Some((self.limiter.spare_slot()?, room()?));
+                    let leave = (self.limiter.spare_slot()?, room()?);
                     self.budget().spend().then(|| {
                         self.hedges.sent.fetch_add(1, Ordering::Relaxed);
+                        second_copy = Some(leave);
                         download()
                     })
                 };

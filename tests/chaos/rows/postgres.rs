@@ -134,6 +134,8 @@ fn restarted(run: &mut Run) -> Result<()> {
     server.restart()?;
     run.heal();
     flow.join()?;
+    run.settle_running()?;
+    worker.wait_ready(START)?;
     let evidence = run.settle()?;
     run.equal("dead letters with class dead", letters(&evidence, "dead"), 0);
     run.rows_are_ids()

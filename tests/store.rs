@@ -568,7 +568,7 @@ async fn the_agreement_of_a_shadow_is_summed_over_workers_and_sampled() {
     let Fixture { store, database: _database, .. } = fixture().await;
     let pairs: Vec<ShadowPair> = (0..2 * PAIRS_KEPT).map(shadow_pair).collect();
     let tasks: Vec<_> = pairs
-        .chunks(250)
+        .chunks(1_000)
         .map(|pairs| {
             let (store, pairs) = (store.clone(), pairs.to_vec());
             tokio::spawn(async move { store.record_shadow("candidate", "champion", &pairs).await })

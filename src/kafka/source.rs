@@ -31,6 +31,8 @@ pub(super) type SourceConsumer = BaseConsumer<SourceContext>;
 /// How long a poll waits when nothing else is to be watched, and when something is.
 const IDLE_POLL: Duration = Duration::from_millis(100);
 const WATCHFUL_POLL: Duration = Duration::from_millis(10);
+/// The request to leave is on its way within milliseconds of the last revocation.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// How long a full channel is given before everything is paused, since that discards prefetch.
 const FULL_GRACE: Duration = Duration::from_millis(20);
 /// How often positions are read and epochs are checked.
@@ -416,7 +418,8 @@ impl Source {
             self.apply_changes();
         }
         // A consumer that is closed between the revocation and its farewell says none, and the others wait
-        // for its session to time out.
+        // for its session to time out. One that is just joining has none to say yet.
+        let deadline = deadline.min(Instant::now() + FAREWELL);
         while native::is_member(&self.parts.consumer) && Instant::now() < deadline {
             let _ = self.parts.consumer.poll(WATCHFUL_POLL);
             self.parts.stats.polled();

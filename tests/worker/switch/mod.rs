@@ -92,6 +92,18 @@ async fn wait_for_role(worker: &Worker, version: &Version, role: &str) {
     }
 }
 
+/// Waits until `version` has scored something.
+async fn wait_for_row(stack: &Stack, version: &Version) {
+    let scored = async {
+        while !stack.versions_in_rows().await.contains(&version.served) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(WITHIN, scored)
+        .await
+        .unwrap_or_else(|_| panic!("{} scored nothing", version.served));
+}
+
 async fn metric(worker: &Worker, name: &str) -> f64 {
     let metrics = worker.get("/metrics").await;
     support::metric(&metrics, name).unwrap_or_else(|| panic!("no {name} in {metrics}"))
@@ -127,16 +139,14 @@ async fn champions_change_while_records_flow() {
         }
     });
     let changes = async {
-        let scored_some = || tokio::time::sleep(Duration::from_millis(700));
-        scored_some().await;
+        wait_for_row(&stack, &first).await;
         for version in [&second, &third, &second] {
             library.promote(version).await;
             wait_for_role(&worker, version, "champion").await;
-            scored_some().await;
+            wait_for_row(&stack, version).await;
         }
         library.roll_back().await;
         wait_for_role(&worker, &third, "champion").await;
-        scored_some().await;
         stop.store(true, Ordering::Relaxed);
     };
     let (items, ()) = tokio::join!(announce(&stack, &uploads, &stop), changes);
@@ -172,6 +182,7 @@ async fn one_model_at_a_time_and_a_damaged_one_never() {
 
     let stop = AtomicBool::new(false);
     let changes = async {
+        wait_for_row(&stack, &first).await;
         library.promote(&damaged).await;
         while metric(&worker, "roc4mllm_model_switch_failures_total").await < 2.0 {
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -179,7 +190,7 @@ async fn one_model_at_a_time_and_a_damaged_one_never() {
         wait_for_role(&worker, &first, "champion").await;
         library.promote(&second).await;
         wait_for_role(&worker, &second, "champion").await;
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        wait_for_row(&stack, &second).await;
         stop.store(true, Ordering::Relaxed);
     };
     let (items, ()) = tokio::join!(announce(&stack, &uploads, &stop), changes);

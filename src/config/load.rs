@@ -23,6 +23,9 @@ pub enum ConfigError {
     Malformed { origin: String, key: String, reason: String },
     #[error("{0}")]
     Kafka(String),
+    /// A section's own words.
+    #[error("{0}")]
+    Other(String),
     #[error("{key} {reason}")]
     Invalid { key: String, reason: String },
 }

@@ -8,7 +8,6 @@ use super::{
 };
 use crate::{
     evaluate::{Comparison, ComparisonError, Evaluation, Outcome, Photo},
-    fault::ErrorCode,
     labels::Scale,
     model::config::ModelConfig,
     registry::{CheckpointSource, ResolvedCheckpoint},
@@ -202,15 +201,7 @@ async fn score_all(
     while let Some(scored) = outcomes.next().await {
         let (Labelled { input, label }, outcome) = scored?;
         progress.advance(outcome.is_ok());
-        let outcome = match outcome {
-            Ok(scored) => Outcome::Scored { scores: scored.answer.scores },
-            Err(error)
-                if error.code == ErrorCode::NoScoreToken || error.code == ErrorCode::NonFiniteScore =>
-            {
-                Outcome::NoScore { error }
-            }
-            Err(error) => Outcome::Rejected { error },
-        };
+        let outcome = Outcome::of(outcome.map(|scored| scored.answer.scores));
         answered.push(Photo { image: input.name.clone(), group: None, label: label.clone(), outcome });
     }
     Ok(answered)

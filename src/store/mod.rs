@@ -11,9 +11,11 @@ mod models;
 mod pool;
 mod promotions;
 mod row;
+mod runs;
 mod scan;
 mod scores;
 mod shadow;
+mod sides;
 mod votes;
 mod writer;
 
@@ -25,7 +27,11 @@ pub use models::{NewVersion, RegisteredVersion, Serving, UnknownVersionStatus, V
 pub use pool::{PostgresSettings, Store};
 pub use promotions::{Promotion, Reign, Terms};
 pub use row::{ScoreRow, SourcePosition, StoredScore};
+pub use runs::{
+    Claim, ClaimedRun, HeldRun, RetrainRun, RunError, RunKind, RunLease, RunOutcome, RunPlan, RunVerdict,
+};
 pub use scan::ObjectPage;
 pub use shadow::{PAIRS_KEPT, ShadowPair, ShadowRecord, ShadowSums};
+pub use sides::{PhotoSide, Stratum};
 pub use votes::{StoredVote, VoteOutcome};
 pub use writer::{Answers, WriteRequest, write_batches};

@@ -115,7 +115,6 @@ impl Heartbeat {
             let interval = duration / BEATS;
             let mut heard = Instant::now();
             loop {
-                tokio::time::sleep(interval).await;
                 let Stage { name, done, total } = watch.stage();
                 let sent = Instant::now();
                 match store.beat_run(&lease, name, done, total).await {
@@ -134,6 +133,7 @@ impl Heartbeat {
                         }
                     }
                 }
+                tokio::time::sleep(interval).await;
             }
         }))
     }

@@ -23,7 +23,7 @@ use time::OffsetDateTime;
 pub const WITHIN: Duration = Duration::from_secs(300);
 
 /// Enough to learn what brightness is worth.
-const STEPS: &str = "120";
+const STEPS: &str = "80";
 
 /// S3 and Postgres with a bucket and a schema of their own, and a work folder.
 pub struct Site {
@@ -108,7 +108,7 @@ impl Site {
         self.store.write_votes(&votes, &Scale::PAPER).await.expect("stored");
     }
 
-    /// Labels that say what is bright.
+    /// Labels that can be learned: the darker, the better.
     pub async fn label_truly(&self, photos: &[Photo]) {
         self.label(photos.iter().map(|photo| (photo, true_score(photo.brightness)))).await;
     }
@@ -225,9 +225,9 @@ impl Site {
     }
 }
 
-/// What brightness is worth.
+/// What brightness is worth: the opposite of what the tiny checkpoint happens to make of it.
 pub fn true_score(brightness: f64) -> f64 {
-    1.5 + 8.0 * brightness
+    1.5 + 8.0 * (1.0 - brightness)
 }
 
 pub fn tiny() -> PathBuf {

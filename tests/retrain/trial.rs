@@ -28,7 +28,7 @@ async fn a_checkpoint_from_elsewhere_is_judged_before_it_may_serve() {
     let mut train = std::process::Command::new(env!("CARGO_BIN_EXE_roc4mllm"));
     train.arg("train").arg("--checkpoint").arg(tiny()).arg("--data").arg(&data);
     train.arg("--images").arg(folder.path()).arg("--output").arg(&trained);
-    train.args(["--max-steps", "120", "--batch-size", "16", "--learning-rate", "3e-3", "--threads", "1"]);
+    train.args(["--max-steps", "80", "--batch-size", "16", "--learning-rate", "3e-3", "--threads", "1"]);
     let output = tokio::task::spawn_blocking(move || train.output().unwrap()).await.unwrap();
     assert!(output.status.success(), "{}", text(&output));
 

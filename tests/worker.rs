@@ -4,6 +4,8 @@
 mod engine;
 #[path = "worker/hold.rs"]
 mod hold;
+#[path = "worker/retrain_loop.rs"]
+mod retrain_loop;
 mod support;
 #[path = "worker/switch/mod.rs"]
 mod switch;

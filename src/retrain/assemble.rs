@@ -197,6 +197,7 @@ mod tests {
             (8, Found::Unreadable),
             (9, Found::OtherBucket),
             (10, found(10, Side::Training, false)),
+            (11, found(11, Side::Training, false)),
         ];
         let found: HashMap<LabelledObject, Found> =
             place.iter().map(|(key, found)| (label(*key, 1.0, 0).label.object, *found)).collect();
@@ -210,7 +211,7 @@ mod tests {
             gold: old(&[4]),
         };
         // Outside the scale.
-        selection.new.push(label(10, 7.0, 16));
+        selection.new.push(label(11, 7.0, 16));
         let usual = usual();
         let terms = Terms { scale: SCALE, usual: &usual, gold_photos: 9 };
         let dataset = assemble("champion", &selection, &found, None, &terms);
@@ -227,7 +228,7 @@ mod tests {
             old: 1,
             gone: 1,
             unreadable: 1,
-            unusable: 1,
+            unusable: 2,
             between_sides: 1,
             ..Counts::default()
         };

@@ -18,12 +18,15 @@ async fn a_killed_run_is_gone_on_with_and_ends_the_same() {
         if killed {
             for name in RETRAIN_CRASHES {
                 // Training is killed twice, each time beyond a saved state.
-                let failpoints: &[&str] = match name {
-                    "step-taken" => &["step-taken=19*off->1*return", "step-taken=40*off->1*return"],
-                    _ => &[&format!("{name}=1*return")],
+                let failpoints = match name {
+                    "step-taken" => vec!["step-taken=19*off->1*return", "step-taken=40*off->1*return"]
+                        .into_iter()
+                        .map(str::to_owned)
+                        .collect(),
+                    _ => vec![format!("{name}=1*return")],
                 };
                 for failpoint in failpoints {
-                    site.killed_at(failpoint, &settings).await;
+                    site.killed_at(&failpoint, &settings).await;
                     site.let_lease_run_out().await;
                 }
             }

@@ -127,7 +127,7 @@ async fn near_copies_keep_to_one_side_and_gold_photos_are_never_learned_from() {
     // A file names some of them, and a picture of this machine.
     let folder = tempfile::tempdir().unwrap();
     let gold_file = folder.path().join("gold.csv");
-    fs::write(folder.path().join("own.png"), png(&picture(500, 0.7, Kind::Gray))).unwrap();
+    fs::write(folder.path().join("own.png"), png(&picture(500, 0.7, Kind::Blue))).unwrap();
     let mut lines = String::from("image,score\nown.png,7\n");
     for photo in &photos[..20] {
         let (object, score) = (&photo.object, true_score(photo.brightness));
@@ -160,7 +160,7 @@ async fn near_copies_keep_to_one_side_and_gold_photos_are_never_learned_from() {
         let smaller = image::imageops::resize(&original, 40, 40, image::imageops::FilterType::Triangle);
         copies.push(site.put(1_000 + photo.number, photo.brightness, png(&smaller)).await);
     }
-    let copy_of_own = site.put(1_500, 0.7, png(&picture(500, 0.7, Kind::Gray))).await;
+    let copy_of_own = site.put(1_500, 0.7, png(&picture(500, 0.7, Kind::Blue))).await;
     site.label_truly(&copies).await;
     site.label_truly(std::slice::from_ref(&copy_of_own)).await;
     let other = [("split.holdout", "0.05"), ("split.salt", "other"), ("retrain.gold_share", "0")];

@@ -33,7 +33,7 @@ async fn a_checkpoint_from_elsewhere_is_judged_before_it_may_serve() {
     assert!(output.status.success(), "{}", text(&output));
 
     let publish = |folder: &std::path::Path, more: &[&str]| {
-        let arguments = [&["models", "publish", folder.to_str().unwrap(), "--gate"], more].concat();
+        let arguments = [&["models", "publish", folder.to_str().unwrap(), "--gate"][..], more].concat();
         let arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
         let site = &site;
         async move {

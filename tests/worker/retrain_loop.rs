@@ -2,10 +2,15 @@
 //! else in photos, a retraining that is killed and gone on with, a switch, labels that say nothing, and a
 //! rollback. Apache Kafka, an S3 server, Postgres, and networks that learn.
 
-#[path = "support/labelled_photos.rs"]
+#[path = "../support/labelled_photos.rs"]
 mod labelled_photos;
-mod support;
 
+use crate::support::{
+    self, Uploaded,
+    envelopes::{Envelope, Record},
+    outputs,
+    stack::{Stack, Worker},
+};
 use labelled_photos::{Kind, Random, brightness, picture, png};
 use roc4mllm::{
     secret::Secret,
@@ -22,12 +27,6 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
-};
-use support::{
-    Uploaded,
-    envelopes::{Envelope, Record},
-    outputs,
-    stack::{Stack, Worker},
 };
 use tempfile::TempDir;
 

@@ -222,8 +222,12 @@ impl Runner {
 
     fn attempt(&mut self, batch: &ScoreBatch) -> Result<Vec<Verdict>, ScorerError> {
         let start = Instant::now();
+        let before = self.scorer.drafts();
         let outcome = self.call(batch);
+        let after = self.scorer.drafts();
         self.metrics.record_batch(batch.len(), start.elapsed());
+        self.metrics.drafts_accepted.add(after.accepted.saturating_sub(before.accepted));
+        self.metrics.drafts_rejected.add(after.rejected.saturating_sub(before.rejected));
         outcome
     }
 
@@ -235,8 +239,8 @@ impl Runner {
 
 /// Calls the scorer; a panic and a wrong number of results are failures of the batch.
 fn call(scorer: &mut dyn Scorer, batch: &ScoreBatch) -> Result<Vec<Verdict>, ScorerError> {
-    // A scorer keeps nothing from one batch to the next that a later batch reads, so that a half-done
-    // call leaves nothing broken behind.
+    // A scorer keeps from one batch to the next only what it has learnt from whole ones, so that a
+    // half-done call leaves nothing broken behind.
     match catch_unwind(AssertUnwindSafe(|| scorer.score(batch))) {
         Ok(Ok(verdicts)) if verdicts.len() != batch.len() => Err(ScorerError::Batch {
             batch: batch.len(),

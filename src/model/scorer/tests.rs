@@ -111,6 +111,7 @@ fn several_score_tokens_give_several_scores() {
         tokens: tokens[1..].iter().map(|&token| i64::from(token)).collect(),
         score_logits: vec![certain(2), certain(8)],
         forwards: 1,
+        verified: true,
         broken: false,
     };
     let answer = scorer.answer(generated.clone()).unwrap();

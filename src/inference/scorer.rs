@@ -55,6 +55,15 @@ pub trait Scorer {
     /// that item alone did.
     fn score(&mut self, batch: &ScoreBatch) -> Result<Vec<Result<Answer, ItemError>>, ScorerError>;
 
+    /// As [`score`](Self::score), in a way that nothing scored before has any part in: equal images get
+    /// equal scores, to the last bit, as long as the device computes what it did.
+    ///
+    /// # Errors
+    /// As [`score`](Self::score).
+    fn score_afresh(&mut self, batch: &ScoreBatch) -> Result<Vec<Result<Answer, ItemError>>, ScorerError> {
+        self.score(batch)
+    }
+
     /// How the draft answers have fared that this scorer tried so far, if it tries any.
     fn drafts(&self) -> DraftCounts {
         DraftCounts::default()

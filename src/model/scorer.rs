@@ -164,6 +164,21 @@ impl TorchScorer {
         Ok(pixels)
     }
 
+    fn score_by(
+        &mut self,
+        batch: &ScoreBatch,
+        decode: impl FnOnce(&mut Self, &Tensor) -> Result<Vec<Generated>, TchError>,
+    ) -> Result<Vec<Result<Answer, ItemError>>, ScorerError> {
+        // Gradients are off per thread, and this may not be the thread that loaded the model.
+        let _no_grad = tch::no_grad_guard();
+        if batch.is_empty() {
+            return Ok(Vec::new());
+        }
+        let generated = self.gather(&batch.slots).and_then(|pixels| decode(self, &pixels));
+        let generated = generated.map_err(|error| scorer_error(batch.len(), &error))?;
+        Ok(generated.into_iter().map(|generated| self.answer(generated)).collect())
+    }
+
     /// What the generated tokens say about the image.
     fn answer(&self, generated: Generated) -> Result<Answer, ItemError> {
         let broken = || {
@@ -217,14 +232,11 @@ impl Scorer for TorchScorer {
     }
 
     fn score(&mut self, batch: &ScoreBatch) -> Result<Vec<Result<Answer, ItemError>>, ScorerError> {
-        // Gradients are off per thread, and this may not be the thread that loaded the model.
-        let _no_grad = tch::no_grad_guard();
-        if batch.is_empty() {
-            return Ok(Vec::new());
-        }
-        let generated = self.gather(&batch.slots).and_then(|pixels| self.decode(&pixels));
-        let generated = generated.map_err(|error| scorer_error(batch.len(), &error))?;
-        Ok(generated.into_iter().map(|generated| self.answer(generated)).collect())
+        self.score_by(batch, Self::decode)
+    }
+
+    fn score_afresh(&mut self, batch: &ScoreBatch) -> Result<Vec<Result<Answer, ItemError>>, ScorerError> {
+        self.score_by(batch, |scorer, pixels| scorer.generate(pixels))
     }
 
     fn drafts(&self) -> DraftCounts {

@@ -1,6 +1,6 @@
 //! From images in the language model to the answers' tokens, for any family.
 //!
-//! [`generate`] takes the likeliest token again and again. [`Verifier`] gives the same answers: it
+//! [`generate()`] takes the likeliest token again and again. [`Verifier`] gives the same answers: it
 //! puts a whole answer that was given before behind the prompt, and sees in one pass whether the
 //! model would have given it again. What goes back into the model is always a token's id: the number
 //! that stands in the text for `[SCORE]` is written after decoding, and never read.

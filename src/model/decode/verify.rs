@@ -77,7 +77,7 @@ impl Verifier {
     }
 
     /// Answers to images `[images, image_positions, hidden]`, which are those of
-    /// [`generate`](super::generate). Nothing is learnt from a batch that
+    /// [`generate()`](super::generate()). Nothing is learnt from a batch that
     /// ends in an error.
     pub fn answer(
         &mut self,

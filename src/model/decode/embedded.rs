@@ -55,7 +55,7 @@ impl EmbeddedPrompt {
         let mut cache = family.new_cache(1, count)?;
         if count > 0 {
             // Nobody reads on from these positions: the last layer's keys and values are all of it.
-            family.forward(&Block::text(&self.before).reading(count - 1..count), &mut cache)?;
+            let _ = family.forward(&Block::text(&self.before).reading(count - 1..count), &mut cache)?;
         }
         Ok(cache)
     }

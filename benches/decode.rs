@@ -42,6 +42,7 @@ const IMAGE_POSITIONS: i64 = 65;
 /// Ids of the answer: eleven in, the score; fourteen in, the end.
 const ANSWER: [i64; 14] = [450, 263, 342, 386, 293, 6554, 310, 278, 1967, 338, SCORE, 869, 29871, END];
 
+/// Unless others are named, 1 first: `cargo bench --bench decode -- 1 8`.
 const BATCHES: [i64; 4] = [1, 4, 8, 16];
 const RUNS: usize = 5;
 
@@ -64,24 +65,33 @@ fn main() {
         prompt.text_positions() + IMAGE_POSITIONS,
         ANSWER.len()
     );
-    println!("{:>5} {:>9} {:>9} {:>6}", "batch", "generate", "verify", "ratio");
-    let mut alone = None;
-    for batch in BATCHES {
+    let named: Vec<i64> = std::env::args().filter_map(|argument| argument.parse().ok()).collect();
+    let batches = if named.is_empty() { BATCHES.to_vec() } else { named };
+    let (model, prompt, options) = (&model, &prompt, &options);
+    let mut runs: Vec<Box<dyn FnMut() + '_>> = Vec::new();
+    for &batch in &batches {
         let images = Tensor::randn([batch, IMAGE_POSITIONS, HIDDEN], (kind, Device::Cpu));
-        let mut verifier = Verifier::new(&model, &prompt).expect("a verifier");
-        verifier.learn(&ANSWER);
-        let mut generating = || {
+        let same = images.shallow_clone();
+        runs.push(Box::new(move || {
             let (embeddings, image) = prompt.around(&images).expect("embeddings");
-            check(&generate(&model, &embeddings, image, &options).expect("answers"), ANSWER.len());
-        };
-        let mut verifying = || {
-            check(&verifier.answer(&model, &prompt, &images, &options).expect("answers"), 1);
-        };
-        let start = Instant::now();
-        let times = interleaved(|| start.elapsed(), RUNS, &mut [&mut generating, &mut verifying]);
+            check(&generate(model, &embeddings, image, options).expect("answers"), ANSWER.len());
+        }));
+        let mut verifier = Verifier::new(model, prompt).expect("a verifier");
+        verifier.learn(&ANSWER);
+        runs.push(Box::new(move || {
+            check(&verifier.answer(model, prompt, &same, options).expect("answers"), 1);
+        }));
+    }
+    // All batch sizes by turns, so that they too can be compared.
+    let mut contenders: Vec<&mut dyn FnMut()> = runs.iter_mut().map(|run| &mut **run as _).collect();
+    let start = Instant::now();
+    let times = interleaved(|| start.elapsed(), RUNS, &mut contenders);
+
+    println!("{:>5} {:>9} {:>9} {:>6} {:>6}", "batch", "generate", "verify", "ratio", "gain");
+    let what = format!("{LAYERS} layers, {dtype}, {threads} threads");
+    let mut alone = None;
+    for (batch, times) in batches.into_iter().zip(times.chunks_exact(2)) {
         let [generate, verify] = [0, 1].map(|index| times[index].as_secs_f64() * 1e3 / batch as f64);
-        println!("{batch:>5} {generate:>9.0} {verify:>9.0} {:>6.2}", generate / verify);
-        let what = format!("{LAYERS} layers, {dtype}, {threads} threads");
         record(&[Entry {
             name: &format!("verify_speedup_b{batch}"),
             value: verify,
@@ -92,6 +102,11 @@ fn main() {
             runs: RUNS,
         }]);
         let alone = *alone.get_or_insert(generate);
+        println!(
+            "{batch:>5} {generate:>9.0} {verify:>9.0} {:>6.2} {:>6.2}",
+            generate / verify,
+            alone / generate
+        );
         if batch > 1 {
             record(&[Entry {
                 name: &format!("batch_gain_b{batch}"),

@@ -38,7 +38,7 @@ fn main() {
             let image = TEXT / 2..TEXT / 2 + network.image_positions();
             let run = || {
                 let mut cache = network.new_cache(batch, positions).expect("a cache");
-                let block = Block { embeddings: &embeddings, image: image.clone() };
+                let block = Block::new(&embeddings, image.clone());
                 drop(network.forward(&block, &mut cache).expect("a forward pass"));
             };
             let work = language_work(&network.config().language, positions, batch);

@@ -87,6 +87,10 @@ pub struct InferenceMetrics {
     pub images: Counter,
     /// Time of the model thread in the model.
     pub model_busy: Stopwatch,
+    /// Images whose whole answer one pass gave, since it was that of a draft.
+    pub drafts_accepted: Counter,
+    /// Images that a draft was tried on and that took more passes.
+    pub drafts_rejected: Counter,
     /// Times a batch ran out of memory and was halved.
     pub out_of_memory: Counter,
     /// The most images in one run now: fewer than configured for a while after memory ran out.

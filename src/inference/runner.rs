@@ -141,7 +141,11 @@ impl Runner {
     /// # Errors
     /// [`EngineFailure`] when the device or its memory is beyond use.
     pub fn score_aside(&mut self, batch: &ScoreBatch) -> Result<Result<f64, String>, EngineFailure> {
-        match self.call(batch).map(|mut verdicts| verdicts.pop()) {
+        let verdicts = {
+            let _run = self.clock.begin();
+            call(self.scorer.as_mut(), batch, |scorer, batch| scorer.score_afresh(batch))
+        };
+        match verdicts.map(|mut verdicts| verdicts.pop()) {
             Ok(Some(Ok(answer))) if !self.is_suspicious(&Ok(answer.clone())) => Ok(Ok(answer.score())),
             Ok(Some(Err(error))) => Ok(Err(error.message)),
             Ok(_) => Ok(Err("its score is no finite number in the model's range".into())),
@@ -193,7 +197,7 @@ impl Runner {
     /// Fails when the model does not get a neutral image through either.
     fn check_neutral(&mut self, reason: &str) -> Result<(), EngineFailure> {
         let _run = self.clock.begin();
-        match call(self.scorer.as_mut(), &self.neutral) {
+        match call(self.scorer.as_mut(), &self.neutral, |scorer, batch| scorer.score(batch)) {
             Ok(verdicts) if !verdicts.iter().any(|verdict| self.is_suspicious(verdict)) => Ok(()),
             Ok(_) | Err(ScorerError::Batch { .. }) => Err(EngineFailure::model(reason)),
             Err(ScorerError::OutOfMemory { reason, .. }) => Err(EngineFailure::out_of_memory(reason)),
@@ -222,22 +226,30 @@ impl Runner {
 
     fn attempt(&mut self, batch: &ScoreBatch) -> Result<Vec<Verdict>, ScorerError> {
         let start = Instant::now();
+        let before = self.scorer.drafts();
         let outcome = self.call(batch);
+        let after = self.scorer.drafts();
         self.metrics.record_batch(batch.len(), start.elapsed());
+        self.metrics.drafts_accepted.add(after.accepted.saturating_sub(before.accepted));
+        self.metrics.drafts_rejected.add(after.rejected.saturating_sub(before.rejected));
         outcome
     }
 
     fn call(&mut self, batch: &ScoreBatch) -> Result<Vec<Verdict>, ScorerError> {
         let _run = self.clock.begin();
-        call(self.scorer.as_mut(), batch)
+        call(self.scorer.as_mut(), batch, |scorer, batch| scorer.score(batch))
     }
 }
 
 /// Calls the scorer; a panic and a wrong number of results are failures of the batch.
-fn call(scorer: &mut dyn Scorer, batch: &ScoreBatch) -> Result<Vec<Verdict>, ScorerError> {
-    // A scorer keeps nothing from one batch to the next that a later batch reads, so that a half-done
-    // call leaves nothing broken behind.
-    match catch_unwind(AssertUnwindSafe(|| scorer.score(batch))) {
+fn call(
+    scorer: &mut dyn Scorer,
+    batch: &ScoreBatch,
+    score: impl FnOnce(&mut dyn Scorer, &ScoreBatch) -> Result<Vec<Verdict>, ScorerError>,
+) -> Result<Vec<Verdict>, ScorerError> {
+    // A scorer keeps from one batch to the next only what it has learnt from whole ones, so that a
+    // half-done call leaves nothing broken behind.
+    match catch_unwind(AssertUnwindSafe(|| score(scorer, batch))) {
         Ok(Ok(verdicts)) if verdicts.len() != batch.len() => Err(ScorerError::Batch {
             batch: batch.len(),
             reason: format!("it gave {} results for {} images", verdicts.len(), batch.len()),

@@ -1,6 +1,7 @@
 //! Causal attention of a block over a cache whose rows may have different lengths.
 
 use super::kv_cache::Placement;
+use std::ops::Range;
 use tch::{Device, Kind, TchError, Tensor};
 
 /// Which cached positions each query of a block may see: all up to its own.
@@ -9,26 +10,38 @@ pub enum CausalMask {
     Unneeded,
     /// The block is all there is: the usual triangle.
     Triangle,
-    /// `[rows or 1, 1, groups * count, end]`, true where a key is seen.
+    /// `[rows or 1, 1, groups * queries, end]`: 0 where a key is seen, and minus infinity where not.
+    /// Added to the products of queries and keys as it is; a truth value would be turned into this by
+    /// each layer anew.
     Explicit(Tensor),
 }
 
 impl CausalMask {
-    /// The mask for a block of queries in which `groups` query heads share a key head.
-    pub fn new(placement: &Placement, groups: i64, device: Device) -> Result<Self, TchError> {
+    /// The mask for the positions `queries` of a block in which `groups` query heads share a key head,
+    /// in the type `kind` of the queries.
+    pub fn new(
+        placement: &Placement,
+        queries: &Range<i64>,
+        groups: i64,
+        kind: Kind,
+        device: Device,
+    ) -> Result<Self, TchError> {
+        let count = queries.end - queries.start;
         if let [start] = placement.starts() {
-            if placement.count() == 1 {
+            if count == 1 && queries.end == placement.count() {
                 return Ok(Self::Unneeded);
             }
-            if *start == 0 && groups == 1 {
+            if *start == 0 && groups == 1 && count == placement.count() {
                 return Ok(Self::Triangle);
             }
         }
-        let starts = Tensor::f_from_slice(placement.starts())?.f_to_device(device)?.f_view([-1, 1, 1, 1])?;
-        let offsets = Tensor::f_arange(placement.count(), (Kind::Int64, device))?.f_view([1, 1, -1, 1])?;
+        let positions = placement.positions(device)?.f_narrow(1, queries.start, count)?;
+        let positions = positions.f_unsqueeze(1)?.f_unsqueeze(-1)?;
         let keys = Tensor::f_arange(placement.end(), (Kind::Int64, device))?.f_view([1, 1, 1, -1])?;
-        let seen = keys.f_le_tensor(&starts.f_add(&offsets)?)?;
-        Ok(Self::Explicit(seen.f_repeat([1, 1, groups, 1])?))
+        let unseen = keys.f_gt_tensor(&positions)?;
+        let mask = Tensor::f_zeros(unseen.size(), (kind, device))?;
+        let mask = mask.f_masked_fill(&unseen, f64::NEG_INFINITY)?;
+        Ok(Self::Explicit(mask.f_repeat([1, 1, groups, 1])?))
     }
 }
 
@@ -45,7 +58,7 @@ pub fn attend(query: &Tensor, keys: &Tensor, values: &Tensor, mask: &CausalMask)
     let (mask, causal) = match mask {
         CausalMask::Unneeded => (None, false),
         CausalMask::Triangle => (None, true),
-        CausalMask::Explicit(seen) => (Some(seen), false),
+        CausalMask::Explicit(mask) => (Some(mask), false),
     };
     Tensor::f_scaled_dot_product_attention(&folded, keys, values, mask, 0.0, causal, None::<f64>, false)?
         .f_reshape([rows, heads, count, dim])?

@@ -24,6 +24,7 @@ pub mod settings;
 #[cfg(test)]
 pub(crate) mod synthetic;
 pub mod tokenizer;
+pub mod transfer;
 
 pub use error::ModelError;
 pub use scorer::{TorchScorer, served_version};

@@ -3,7 +3,7 @@
 use super::{
     checkpoint::{Checkpoint, short_name},
     config::ScoreHeadConfig,
-    decode::{EmbeddedPrompt, Generated, GreedyOptions, generate},
+    decode::{EmbeddedPrompt, Generated, GreedyOptions, Verifier, generate},
     device::{has_bf16_instructions, use_threads},
     error::{ModelError, first_line},
     families::build_family,
@@ -11,7 +11,7 @@ use super::{
     parameters::Parameters,
     prompt::PromptTokens,
     score_head::{SCORE_TOKEN, ScoreHead, fill_scores},
-    settings::{ModelSettings, PromptChoice},
+    settings::{DecodeMode, ModelSettings, PromptChoice},
     tokenizer::{Tokenizer, TokenizerError},
 };
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
         scorer::{ScoreBatch, Scorer, ScorerError},
         slot::Slot,
     },
-    score::{Answer, DecodeKind, ModelVersion},
+    score::{Answer, DecodeKind, DraftCounts, ModelVersion},
 };
 use sha2::{Digest, Sha256};
 use std::path::Path;
@@ -36,6 +36,8 @@ pub struct TorchScorer {
     prompt: EmbeddedPrompt,
     head: ScoreHead,
     options: GreedyOptions,
+    /// Absent where every token is to be generated.
+    verifier: Option<Verifier>,
     precision: u8,
     version: ModelVersion,
 }
@@ -96,18 +98,40 @@ impl TorchScorer {
             bins: head.bins(),
             max_new_tokens: usize::try_from(room.min(MAX_NEW_TOKENS)).unwrap_or(1),
         };
+        let verifier = match settings.decode {
+            DecodeMode::Generate => None,
+            DecodeMode::Verify => Some(
+                Verifier::new(family.as_ref(), &embedded)
+                    .map_err(|source| ModelError::Torch { doing: "reading the prompt", source })?,
+            ),
+        };
         Ok(Self {
             family,
             tokenizer,
             prompt: embedded,
             head,
             options,
+            verifier,
             precision: settings.precision,
             version,
         })
     }
 
-    /// Greedy answers to images `[images, 3, edge, edge]`, before scores are read from them.
+    /// Answers to images `[images, 3, edge, edge]` as the settings say, before scores are read from
+    /// them.
+    ///
+    /// # Errors
+    /// Whatever torch reports.
+    pub fn decode(&mut self, pixels: &Tensor) -> Result<Vec<Generated>, TchError> {
+        let Self { family, prompt, options, verifier: Some(verifier), .. } = self else {
+            return self.generate(pixels);
+        };
+        let _no_grad = tch::no_grad_guard();
+        let images = family.encode_images(pixels)?;
+        verifier.answer(family.as_ref(), prompt, &images, options)
+    }
+
+    /// As [`Self::decode`], a token a pass whatever the settings say.
     ///
     /// # Errors
     /// Whatever torch reports.
@@ -138,6 +162,21 @@ impl TorchScorer {
             pixels.f_select(0, row)?.f_copy_(&view)?;
         }
         Ok(pixels)
+    }
+
+    fn score_by(
+        &mut self,
+        batch: &ScoreBatch,
+        decode: impl FnOnce(&mut Self, &Tensor) -> Result<Vec<Generated>, TchError>,
+    ) -> Result<Vec<Result<Answer, ItemError>>, ScorerError> {
+        // Gradients are off per thread, and this may not be the thread that loaded the model.
+        let _no_grad = tch::no_grad_guard();
+        if batch.is_empty() {
+            return Ok(Vec::new());
+        }
+        let generated = self.gather(&batch.slots).and_then(|pixels| decode(self, &pixels));
+        let generated = generated.map_err(|error| scorer_error(batch.len(), &error))?;
+        Ok(generated.into_iter().map(|generated| self.answer(generated)).collect())
     }
 
     /// What the generated tokens say about the image.
@@ -173,7 +212,7 @@ impl TorchScorer {
             text: fill_scores(&text, &scores, self.precision),
             scores,
             tokens,
-            decode: DecodeKind::Generated,
+            decode: if generated.verified { DecodeKind::Verified } else { DecodeKind::Generated },
             forwards: generated.forwards,
         })
     }
@@ -193,14 +232,15 @@ impl Scorer for TorchScorer {
     }
 
     fn score(&mut self, batch: &ScoreBatch) -> Result<Vec<Result<Answer, ItemError>>, ScorerError> {
-        // Gradients are off per thread, and this may not be the thread that loaded the model.
-        let _no_grad = tch::no_grad_guard();
-        if batch.is_empty() {
-            return Ok(Vec::new());
-        }
-        let generated = self.gather(&batch.slots).and_then(|pixels| self.generate(&pixels));
-        let generated = generated.map_err(|error| scorer_error(batch.len(), &error))?;
-        Ok(generated.into_iter().map(|generated| self.answer(generated)).collect())
+        self.score_by(batch, Self::decode)
+    }
+
+    fn score_afresh(&mut self, batch: &ScoreBatch) -> Result<Vec<Result<Answer, ItemError>>, ScorerError> {
+        self.score_by(batch, |scorer, pixels| scorer.generate(pixels))
+    }
+
+    fn drafts(&self) -> DraftCounts {
+        self.verifier.as_ref().map(Verifier::counts).unwrap_or_default()
     }
 }
 

@@ -1,6 +1,7 @@
 //! The `model` section of the configuration.
 
 use super::device::{Device, Dtype};
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use std::{convert::Infallible, fmt, str::FromStr};
 
@@ -17,6 +18,8 @@ pub struct ModelSettings {
     pub dtype: Dtype,
     /// `assess`, `arch` or the question itself.
     pub prompt: PromptChoice,
+    /// `verify` or `generate`: the same answers, at the cost of one pass or of one a token.
+    pub decode: DecodeMode,
     /// Decimals that scores are rounded to inside the answer's text. Scores themselves stay unrounded.
     pub precision: u8,
     /// CPU threads of one tensor operation; 0 takes every core this process may use.
@@ -30,9 +33,30 @@ impl Default for ModelSettings {
             device: Device::default(),
             dtype: Dtype::default(),
             prompt: PromptChoice::default(),
+            decode: DecodeMode::default(),
             precision: 4,
             threads: 0,
         }
+    }
+}
+
+/// How answers are decoded. Both ways give the same tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum DecodeMode {
+    /// Answers that were given before are checked in one pass, and corrected where they are wrong
+    #[default]
+    Verify,
+    /// Greedily, a token a pass
+    Generate,
+}
+
+impl fmt::Display for DecodeMode {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Verify => "verify",
+            Self::Generate => "generate",
+        })
     }
 }
 
@@ -94,10 +118,12 @@ mod tests {
             device: Device::Cuda(2),
             dtype: Dtype::Bf16,
             prompt: PromptChoice::Text("How sharp is it?".into()),
+            decode: DecodeMode::Generate,
             ..ModelSettings::default()
         };
         let text = serde_json::to_string(&settings).unwrap();
         assert!(text.contains(r#""device":"cuda:2""#), "{text}");
+        assert!(text.contains(r#""decode":"generate""#), "{text}");
         assert_eq!(serde_json::from_str::<ModelSettings>(&text).unwrap(), settings);
     }
 

@@ -4,7 +4,7 @@ use crate::{
     image::PreprocessMode,
     model::{
         device::{Device, Dtype},
-        settings::{ModelSettings, PromptChoice},
+        settings::{DecodeMode, ModelSettings, PromptChoice},
     },
     registry::CheckpointSource,
 };
@@ -69,14 +69,6 @@ pub struct ScoringArgs {
     pub batch_size: u16,
 }
 
-/// How answers are decoded.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum DecodeMode {
-    /// Greedily, a token a pass
-    #[default]
-    Generate,
-}
-
 /// How pixels are preprocessed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Preprocess {
@@ -113,16 +105,18 @@ impl ScoringArgs {
             device: self.device,
             dtype: self.dtype,
             prompt: self.prompt.clone(),
+            decode: self.decode,
             ..ModelSettings::default()
         }
     }
 
     /// Names and values, for people.
-    pub fn shown(&self) -> [(String, String); 4] {
+    pub fn shown(&self) -> [(String, String); 5] {
         [
             ("device", self.device.to_string()),
             ("dtype", self.dtype.to_string()),
             ("prompt", self.prompt.to_string()),
+            ("decode", self.decode.to_string()),
             ("batch size", self.batch_size.to_string()),
         ]
         .map(|(name, value)| (name.to_owned(), value))

@@ -70,7 +70,7 @@ fn inference(models: &Arc<Models>, metrics: &Arc<InferenceMetrics>) -> Vec<Sampl
     let metrics = || Arc::clone(metrics);
     let (batches, images, decoded, memory) = (metrics(), metrics(), metrics(), metrics());
     let (model_busy, decode_busy, sizes) = (metrics(), metrics(), metrics());
-    let (cap, bisections) = (metrics(), metrics());
+    let (cap, bisections, drafts) = (metrics(), metrics(), metrics());
     let (waiting, golden, age) = (Arc::clone(models), metrics(), metrics());
     vec![
         total("model_batches", "Runs of the model", move || batches.batches.get() as f64),
@@ -87,6 +87,17 @@ fn inference(models: &Arc<Models>, metrics: &Arc<InferenceMetrics>) -> Vec<Sampl
         total("model_bisections", "Batches split to find the image that makes them fail", move || {
             bisections.bisections.get() as f64
         }),
+        Sampled {
+            name: "model_drafts",
+            help: "Draft answers tried on an image, by how they fared",
+            read: Box::new(move || {
+                let outcome = |outcome: &str, count: f64| (vec![("outcome", outcome.to_owned())], count);
+                Sample::Totals(vec![
+                    outcome("accepted", drafts.drafts_accepted.get() as f64),
+                    outcome("rejected", drafts.drafts_rejected.get() as f64),
+                ])
+            }),
+        },
         total("images_decoded", "Images decoded and preprocessed", move || decoded.decoded.get() as f64),
         total("decode_busy_seconds", "Time of the decode threads, summed", move || {
             decode_busy.decode_busy.total().as_secs_f64()

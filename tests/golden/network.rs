@@ -42,7 +42,7 @@ pub fn embed(model: &MplugOwl2, prompt: &str, pixels: &Tensor) -> (Tensor, Range
 
 /// Logits `[count, vocabulary]` of a block that is appended to a cache of one row.
 pub fn logits(model: &MplugOwl2, embeddings: &Tensor, image: Range<i64>, cache: &mut KvCache) -> Tensor {
-    let hidden = model.forward(&Block { embeddings, image }, cache).unwrap();
+    let hidden = model.forward(&Block::new(embeddings, image), cache).unwrap();
     model.logits(&hidden).unwrap().squeeze_dim(0)
 }
 

@@ -82,7 +82,7 @@ fn activations(model: &MplugOwl2, pixels: &Tensor) -> BTreeMap<String, Tensor> {
     note("llama/inputs_embeds".into(), &embeddings);
     let mut cache = model.new_cache(1, embeddings.size()[1]).unwrap();
     let mut outputs = Vec::new();
-    let block = Block { embeddings: &embeddings, image };
+    let block = Block::new(&embeddings, image);
     let _ = model
         .language()
         .forward_observed(&block, &mut cache, |hidden| outputs.push(hidden.shallow_clone()))

@@ -127,6 +127,46 @@ impl Dtype {
     }
 }
 
+/// In how many bits the largest weights are held and computed with. Written `none`, `w8a8` or `int8`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Quantize {
+    /// In those of the type computed in.
+    #[default]
+    None,
+    /// Weights and activations in eight bits: faster than bf16 on CPUs that multiply bytes, and less exact.
+    W8a8,
+    /// Weights alone in eight bits: half of bf16's memory, and slower.
+    Int8,
+}
+
+impl fmt::Display for Quantize {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::None => "none",
+            Self::W8a8 => "w8a8",
+            Self::Int8 => "int8",
+        })
+    }
+}
+
+impl FromStr for Quantize {
+    type Err = UnknownChoice;
+
+    fn from_str(text: &str) -> Result<Self, UnknownChoice> {
+        match text {
+            "none" => Ok(Self::None),
+            "w8a8" => Ok(Self::W8a8),
+            "int8" => Ok(Self::Int8),
+            _ => Err(UnknownChoice {
+                what: "quantization",
+                given: text.into(),
+                expected: "`none`, `w8a8` or `int8`",
+            }),
+        }
+    }
+}
+
 impl fmt::Display for Dtype {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
@@ -175,6 +215,7 @@ macro_rules! written_as_text {
 }
 written_as_text!(Device);
 written_as_text!(Dtype);
+written_as_text!(Quantize);
 
 #[cfg(test)]
 mod tests {

@@ -4,7 +4,7 @@ use super::{
     checkpoint::{Checkpoint, short_name},
     config::ScoreHeadConfig,
     decode::{EmbeddedPrompt, Generated, GreedyOptions, generate},
-    device::{has_bf16_instructions, use_threads},
+    device::{Quantize, has_bf16_instructions, use_threads},
     error::{ModelError, first_line},
     families::build_family,
     family::Family,
@@ -71,14 +71,14 @@ impl TorchScorer {
         let prompt = PromptTokens::of_choice(&settings.prompt, &tokenizer)?;
         let positions = prompt.positions(config.image_positions().unsigned_abs() as usize) as u64;
         let activations = config.activation_bytes(1, positions, kind.elt_size_in_bytes() as u64);
-        checkpoint.check_memory(kind, device, activations)?;
+        checkpoint.check_memory(kind, settings.quantize, device, activations)?;
         let end_tokens = config.special.eos.clone();
         let version = ModelVersion {
             model: config.model_type.clone(),
-            version: version_name(&checkpoint.digest()?.version, &settings.prompt, kind),
+            version: version_name(&checkpoint.digest()?.version, &settings.prompt, kind, settings.quantize),
             preprocess_revision,
         };
-        let parameters = Parameters::load(&checkpoint, kind, device)?;
+        let parameters = Parameters::load_for_inference(&checkpoint, kind, device, settings.quantize)?;
         let family = build_family(checkpoint.config(), parameters, &settings.checkpoint)?;
 
         let embedded = EmbeddedPrompt::new(family.as_ref(), &prompt.before_image, &prompt.after_image)
@@ -236,12 +236,12 @@ pub fn served_version(settings: &ModelSettings) -> Result<String, ModelError> {
     let device = settings.device.open()?;
     let checkpoint = Checkpoint::open(Path::new(&settings.checkpoint))?;
     let kind = settings.dtype.resolve(checkpoint.stored_kind(), device);
-    Ok(version_name(&checkpoint.digest()?.version, &settings.prompt, kind))
+    Ok(version_name(&checkpoint.digest()?.version, &settings.prompt, kind, settings.quantize))
 }
 
 /// `sha256:` and twelve digits of the checkpoint's digest, the prompt, and the type computed in,
-/// joined by `+`; a prompt of one's own goes in as eight digits of its own digest.
-fn version_name(checkpoint: &str, prompt: &PromptChoice, kind: Kind) -> String {
+/// joined by `+`, and how weights are quantised, where they are; a prompt of one's own goes in as eight digits of its own digest.
+fn version_name(checkpoint: &str, prompt: &PromptChoice, kind: Kind, quantize: Quantize) -> String {
     let digits = |digest: &str, count| digest.chars().take(count).collect::<String>();
     let checkpoint = short_name(checkpoint);
     let prompt = match prompt {
@@ -257,7 +257,10 @@ fn version_name(checkpoint: &str, prompt: &PromptChoice, kind: Kind) -> String {
         Kind::Half => "f16",
         _ => "other",
     };
-    format!("{checkpoint}+{prompt}+{kind}")
+    match quantize {
+        Quantize::None => format!("{checkpoint}+{prompt}+{kind}"),
+        quantize => format!("{checkpoint}+{prompt}+{kind}+{quantize}"),
+    }
 }
 
 /// What the inference engine does about a torch error: split the batch, restart, or bisect.

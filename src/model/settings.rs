@@ -1,6 +1,6 @@
 //! The `model` section of the configuration.
 
-use super::device::{Device, Dtype};
+use super::device::{Device, Dtype, Quantize};
 use serde::{Deserialize, Serialize};
 use std::{convert::Infallible, fmt, str::FromStr};
 
@@ -15,6 +15,8 @@ pub struct ModelSettings {
     pub device: Device,
     /// `auto`, `f32`, `bf16` or `f16`.
     pub dtype: Dtype,
+    /// `none`, `w8a8` or `int8`.
+    pub quantize: Quantize,
     /// `assess`, `arch` or the question itself.
     pub prompt: PromptChoice,
     /// Decimals that scores are rounded to inside the answer's text. Scores themselves stay unrounded.
@@ -29,6 +31,7 @@ impl Default for ModelSettings {
             checkpoint: String::new(),
             device: Device::default(),
             dtype: Dtype::default(),
+            quantize: Quantize::default(),
             prompt: PromptChoice::default(),
             precision: 4,
             threads: 0,

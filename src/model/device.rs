@@ -25,17 +25,19 @@ impl Device {
         };
         let unusable =
             |reason: String| ModelError::Device { device: self, reason, remedy: "or use the device `cpu`" };
-        if !tch::utils::has_cuda() {
+        // A build without CUDA has no part that could look for a GPU.
+        if !tch::utils::has_cudart() {
             return Err(unusable(
-                "this libtorch was built or laid out without CUDA, or the NVIDIA driver is missing; \
-                 check `nvidia-smi`, lay out the CUDA build with `make libtorch CUDA=1` and build again,"
+                "this program is built against a libtorch for CPUs alone; lay out the CUDA one with \
+                 `make libtorch CUDA=1` and build again,"
                     .into(),
             ));
         }
         let count = usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
         if index >= count {
             let seen = match count {
-                0 => "no GPU is visible".to_owned(),
+                0 => "this program is built for CUDA, but no GPU is visible, or its NVIDIA driver is missing"
+                    .to_owned(),
                 1 => "only cuda:0 is visible".to_owned(),
                 count => format!("only cuda:0 to cuda:{} are visible", count - 1),
             };
@@ -250,6 +252,11 @@ mod tests {
     #[test]
     fn a_missing_gpu_is_an_error_that_says_why() {
         let message = Device::Cuda(4096).open().unwrap_err().to_string();
-        assert!(message.contains("cuda:4096") && message.contains("nvidia-smi"), "{message}");
+        let reason = match tch::utils::has_cudart() {
+            true => "nvidia-smi",
+            false => "make libtorch CUDA=1",
+        };
+        assert!(message.contains("cuda:4096") && message.contains(reason), "{message}");
+        assert!(message.contains("`cpu`"), "{message}");
     }
 }

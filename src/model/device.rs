@@ -94,6 +94,15 @@ pub fn has_bf16_instructions() -> bool {
     true
 }
 
+/// Whether this processor multiplies bytes itself; else eight bits are no faster than more of them.
+pub fn has_byte_instructions() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("avx512vnni")
+        || std::arch::is_x86_feature_detected!("avxvnni");
+    #[cfg(not(target_arch = "x86_64"))]
+    true
+}
+
 /// Sets the CPU threads of one tensor operation, for the whole process; 0 takes every core that it
 /// may use.
 pub fn use_threads(threads: usize) {

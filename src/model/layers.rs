@@ -22,8 +22,8 @@ pub struct Linear {
 pub enum Kernel {
     /// With the weight itself, as training must.
     Plain,
-    /// With a copy of it that oneDNN has laid out.
-    Packed(Tensor),
+    /// Through oneDNN, with the weight itself or a copy that is laid out for it.
+    OneDnn(Tensor),
     W8a8(W8a8),
     Int8(Int8),
 }
@@ -34,7 +34,7 @@ impl Linear {
         let bias = self.bias.as_ref();
         let output = match &self.kernel {
             Kernel::Plain => input.f_linear(&self.weight, bias)?,
-            Kernel::Packed(weight) => onednn::linear(input, weight, bias)?,
+            Kernel::OneDnn(weight) => onednn::linear(input, weight, bias)?,
             Kernel::W8a8(weight) => weight.forward(input, bias)?,
             Kernel::Int8(weight) => weight.forward(input, bias)?,
         };

@@ -17,6 +17,7 @@ pub mod mplug_owl2;
 pub mod onednn;
 pub mod parameters;
 pub mod passes;
+pub mod pixels;
 pub mod prompt;
 pub mod quantize;
 pub mod rope;

@@ -181,18 +181,24 @@ impl Scope<'_> {
         match quantize {
             Quantize::W8a8 if quantized => W8a8::new(weight).map(Kernel::W8a8).map_err(failed),
             Quantize::Int8 if quantized => Int8::new(weight, kind, device).map(Kernel::Int8).map_err(failed),
-            _ => Ok(self.packed(weight)),
+            _ => Ok(self.exact(weight)),
         }
     }
 
-    fn packed(&self, weight: &Tensor) -> Kernel {
-        let packable =
-            weight.device() == Device::Cpu && matches!(weight.kind(), Kind::Float | Kind::BFloat16);
-        let Some(rows) = self.rows.filter(|_| packable) else {
+    /// At full precision.
+    fn exact(&self, weight: &Tensor) -> Kernel {
+        if weight.device() != Device::Cpu || !tch::utils::has_mkldnn() {
             return Kernel::Plain;
+        }
+        let packed = match (weight.kind(), self.rows) {
+            (Kind::Float | Kind::BFloat16, Some(rows)) => onednn::pack(weight, rows),
+            // libtorch itself gives f32 to MKL, which on processors other than Intel's takes half as long
+            // again for the few rows that a prompt is.
+            (Kind::Float, None) => Ok(weight.shallow_clone()),
+            _ => return Kernel::Plain,
         };
-        match onednn::pack(weight, rows) {
-            Ok(packed) => Kernel::Packed(packed),
+        match packed {
+            Ok(packed) => Kernel::OneDnn(packed),
             // The weight itself will do, if not as fast.
             Err(error) => {
                 tracing::debug!("{}: not laid out anew: {}", self.prefix, first_line(&error));

@@ -4,11 +4,12 @@ use super::{
     checkpoint::{Checkpoint, short_name},
     config::ScoreHeadConfig,
     decode::{EmbeddedPrompt, Generated, GreedyOptions, generate},
-    device::{Quantize, has_bf16_instructions, use_threads},
+    device::{Quantize, has_bf16_instructions, has_byte_instructions, use_threads},
     error::{ModelError, first_line},
     families::build_family,
     family::Family,
     parameters::Parameters,
+    pixels::PixelBatches,
     prompt::PromptTokens,
     score_head::{SCORE_TOKEN, ScoreHead, fill_scores},
     settings::{ModelSettings, PromptChoice},
@@ -16,10 +17,7 @@ use super::{
 };
 use crate::{
     fault::{ErrorCode, ItemError, Stage},
-    inference::{
-        scorer::{ScoreBatch, Scorer, ScorerError},
-        slot::Slot,
-    },
+    inference::scorer::{ScoreBatch, Scorer, ScorerError},
     score::{Answer, DecodeKind, ModelVersion},
 };
 use sha2::{Digest, Sha256};
@@ -36,6 +34,7 @@ pub struct TorchScorer {
     prompt: EmbeddedPrompt,
     head: ScoreHead,
     options: GreedyOptions,
+    pixels: PixelBatches,
     precision: u8,
     version: ModelVersion,
 }
@@ -64,6 +63,12 @@ impl TorchScorer {
             tracing::warn!(
                 "this processor has no bf16 instructions and may be tens of times slower in bf16 than in f32; \
                  --dtype f32 (model.dtype) is the faster choice here, for twice the memory"
+            );
+        }
+        if settings.quantize == Quantize::W8a8 && !has_byte_instructions() {
+            tracing::warn!(
+                "this processor has no instructions for products of bytes and gains nothing from w8a8; \
+                 --quantize none (model.quantize) is exact"
             );
         }
         let tokenizer = Tokenizer::open(folder)?;
@@ -102,6 +107,7 @@ impl TorchScorer {
             prompt: embedded,
             head,
             options,
+            pixels: PixelBatches::default(),
             precision: settings.precision,
             version,
         })
@@ -116,28 +122,6 @@ impl TorchScorer {
         let images = self.family.encode_images(pixels)?;
         let (embeddings, image) = self.prompt.around(&images)?;
         generate(self.family.as_ref(), &embeddings, image, &self.options)
-    }
-
-    /// The slots as one tensor on the model's device, in the model's type: one copy a slot, which
-    /// converts as it goes. To a GPU each copy waits for its slot; pinned slots would let it overlap.
-    fn gather(&self, slots: &[Slot]) -> Result<Tensor, TchError> {
-        let edge = self.family.image_size();
-        let size = [3, edge, edge];
-        let to = (self.family.kind(), self.family.device());
-        let pixels = Tensor::f_empty([slots.len() as i64, 3, edge, edge], to)?;
-        for (row, slot) in (0..).zip(slots) {
-            let values = slot.values();
-            if values.len() as i64 != size.iter().product::<i64>() {
-                let problem = format!("a slot holds {} values, not 3 * {edge} * {edge}", values.len());
-                return Err(TchError::Shape(problem));
-            }
-            let data = values.as_ptr().cast();
-            // SAFETY: the slot is borrowed for longer than this view of it lives, holds as many f32
-            // values as `size` calls for, and is only read.
-            let view = unsafe { Tensor::f_from_blob(data, &size, &[], Kind::Float, tch::Device::Cpu) }?;
-            pixels.f_select(0, row)?.f_copy_(&view)?;
-        }
-        Ok(pixels)
     }
 
     /// What the generated tokens say about the image.
@@ -198,7 +182,9 @@ impl Scorer for TorchScorer {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
-        let generated = self.gather(&batch.slots).and_then(|pixels| self.generate(&pixels));
+        let to = (self.family.kind(), self.family.device());
+        let pixels = self.pixels.gather(&batch.slots, self.family.image_size(), to);
+        let generated = pixels.and_then(|pixels| self.generate(&pixels));
         let generated = generated.map_err(|error| scorer_error(batch.len(), &error))?;
         Ok(generated.into_iter().map(|generated| self.answer(generated)).collect())
     }

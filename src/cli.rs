@@ -9,6 +9,7 @@ use roc4mllm::{
     labels_command::{self, LabelsCommandError},
     model::checkpoint,
     models_command::{self, ModelsCommand},
+    plan::{self, PlanArgs},
     recovery::{self, RecoveryError, RedriveArgs, RepublishArgs, RestoreRowsArgs},
     retrain::{self, Finish},
     score_command, store,
@@ -127,6 +128,7 @@ enum Command {
         #[command(subcommand)]
         command: ModelsCommand,
     },
+    Plan(PlanArgs),
     /// Look at a checkpoint folder, or rewrite it in another format
     #[command(subcommand)]
     Checkpoint(CheckpointCommand),
@@ -339,6 +341,10 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             block_on(async move { models_command::run(&config, &command, &mut std::io::stdout()).await })?
                 .map(|done| if done == models_command::Done::Rejected { REJECTED } else { 0 })
                 .map_err(|error| Failure::new(error.exit_code(), error))
+        }
+        Command::Plan(args) => {
+            let mut out = std::io::stdout().lock();
+            plan::run(&args, &mut out).map(|()| 0).map_err(|error| Failure::new(error.exit_code(), error))
         }
         Command::Checkpoint(CheckpointCommand::Inspect { folder }) => {
             overrides.install(TelemetrySettings::default())?;

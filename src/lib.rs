@@ -47,6 +47,7 @@
 //! - [`registry`]: versions of the model, from S3 to a folder on this machine.
 //! - [`record`]: the formats on the wire, pure.
 //! - [`labels`]: what people said of photos, in every format that it comes in; pure.
+//! - [`plan`]: what an image costs and what a device makes of it, by arithmetic alone.
 //! - [`object`], [`score`], [`fault`], [`secret`], [`retry`]: the words all of them share.
 //! - [`config`], [`telemetry`], [`http`]: what an operator sees.
 //! - [`failpoint`]: where the fault tests make a process die on purpose; nothing outside them.
@@ -71,6 +72,7 @@ pub mod model;
 pub mod models_command;
 pub mod object;
 pub mod pipeline;
+pub mod plan;
 pub mod quarantine;
 pub mod record;
 pub mod recovery;

@@ -6,7 +6,7 @@ mod support {
 
 use roc4mllm::model::{
     checkpoint::{Checkpoint, CheckpointError, ConvertArgs, Format, Role, TensorProblem, convert, inspect},
-    device::Dtype,
+    device::{Dtype, Quantize},
     tokenizer::Tokenizer,
 };
 use serde_json::{Value, json};
@@ -295,9 +295,12 @@ fn a_missing_tokenizer_is_named() {
 #[test]
 fn too_little_memory_is_refused_before_loading() {
     let checkpoint = Checkpoint::open(&fixture("ckpt_bin_bf16")).unwrap();
-    assert_eq!(checkpoint.weight_bytes(Kind::Float), 2 * checkpoint.weight_bytes(Kind::BFloat16));
-    checkpoint.check_memory(Kind::Float, tch::Device::Cpu, 0).unwrap();
-    let error = checkpoint.check_memory(Kind::Float, tch::Device::Cpu, 1 << 60).unwrap_err();
+    let bytes = |kind| checkpoint.weight_bytes(kind, Quantize::None);
+    assert_eq!(bytes(Kind::Float), 2 * bytes(Kind::BFloat16));
+    let quantized = checkpoint.weight_bytes(Kind::BFloat16, Quantize::Int8);
+    assert!(quantized < bytes(Kind::BFloat16) && 2 * quantized > bytes(Kind::BFloat16), "{quantized}");
+    checkpoint.check_memory(Kind::Float, Quantize::None, tch::Device::Cpu, 0).unwrap();
+    let error = checkpoint.check_memory(Kind::Float, Quantize::None, tch::Device::Cpu, 1 << 60).unwrap_err();
     assert_says(&error, &["ckpt_bin_bf16: loading needs 1073741824.00 GiB", "is available", "free memory"]);
 }
 

@@ -193,3 +193,14 @@ fn a_missing_checkpoint_is_named() {
     let message = refusal(&run(&mut roc4mllm(&["checkpoint", "inspect", "/no-such-checkpoint"])), 2);
     assert!(message.contains("/no-such-checkpoint"), "{message}");
 }
+
+#[test]
+fn a_plan_is_made_of_config_json_alone() {
+    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/plan/config.json");
+    let output = run(&mut roc4mllm(&["plan", "--checkpoint", config, "--gpu", "h100"]));
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("NVIDIA H100 SXM5") && text.contains("largest batch"), "{text}");
+    let message = refusal(&run(&mut roc4mllm(&["plan", "--checkpoint", "/no-such", "--gpu", "h100"])), 2);
+    assert!(message.contains("/no-such"), "{message}");
+}

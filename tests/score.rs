@@ -549,3 +549,52 @@ fn an_s3_prefix_scores_as_its_files_do() {
     assert_exit(&nothing, 2);
     assert!(text(&nothing.stderr).contains("s3://photos/album 2/"), "{}", text(&nothing.stderr));
 }
+
+/// A machine whose GPU could not be used must not score on its CPU instead, whatever it is built for.
+#[test]
+fn a_gpu_that_is_not_there_ends_the_command_and_says_why() {
+    let output = score([OsStr::new("--device"), OsStr::new("cuda:77"), golden("images").as_os_str()]);
+    assert_exit(&output, 2);
+    let message = text(&output.stderr);
+    let reason = match tch::utils::has_cudart() {
+        true => "nvidia-smi",
+        false => "make libtorch CUDA=1",
+    };
+    assert!(message.contains("cuda:77") && message.contains(reason), "{message}");
+    assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
+}
+
+#[test]
+fn quantized_scores_are_near_and_say_how_they_were_computed() {
+    let folder = golden("images");
+    let of = |quantize: &str| {
+        let options = ["--format", "jsonl", "--quantize", quantize].map(OsStr::new);
+        let output = score(options.into_iter().chain([folder.as_os_str()]));
+        lines(&output)
+    };
+    let exact = of("none");
+    let range = score_range();
+    for quantize in ["w8a8", "int8"] {
+        let (mut scored, mut moved) = (0, 0);
+        for (one, other) in exact.iter().zip(of(quantize)) {
+            assert_eq!(one["image"], other["image"]);
+            let (Some(one_score), Some(score)) = (one["score"].as_f64(), other["score"].as_f64()) else {
+                continue;
+            };
+            let version = one["model_version"].as_str().unwrap();
+            assert_eq!(other["model_version"], format!("{version}+{quantize}"));
+            assert!((score - one_score).abs() < 0.1 * range, "{}: {score}, not {one_score}", one["image"]);
+            scored += 1;
+            moved += usize::from(score != one_score);
+        }
+        assert!(scored > 0 && moved > 0, "{quantize}: {moved} of {scored} moved");
+    }
+}
+
+/// The checkpoint's highest score less its lowest.
+fn score_range() -> f64 {
+    let config: Value =
+        serde_json::from_slice(&fs::read(golden("ckpt_safetensors/config.json")).unwrap()).unwrap();
+    let number = |key: &str| config[key].as_f64().unwrap_or_else(|| panic!("config.json: {key}"));
+    number("max_score") - number("min_score")
+}

@@ -4,11 +4,12 @@ use super::{
     checkpoint::{Checkpoint, short_name},
     config::ScoreHeadConfig,
     decode::{EmbeddedPrompt, Generated, GreedyOptions, Verifier, generate},
-    device::{has_bf16_instructions, use_threads},
+    device::{Quantize, has_bf16_instructions, has_byte_instructions, use_threads},
     error::{ModelError, first_line},
     families::build_family,
     family::Family,
     parameters::Parameters,
+    pixels::PixelBatches,
     prompt::PromptTokens,
     score_head::{SCORE_TOKEN, ScoreHead, fill_scores},
     settings::{DecodeMode, ModelSettings, PromptChoice},
@@ -16,10 +17,7 @@ use super::{
 };
 use crate::{
     fault::{ErrorCode, ItemError, Stage},
-    inference::{
-        scorer::{ScoreBatch, Scorer, ScorerError},
-        slot::Slot,
-    },
+    inference::scorer::{ScoreBatch, Scorer, ScorerError},
     score::{Answer, DecodeKind, DraftCounts, ModelVersion},
 };
 use sha2::{Digest, Sha256};
@@ -38,6 +36,7 @@ pub struct TorchScorer {
     options: GreedyOptions,
     /// Absent where every token is to be generated.
     verifier: Option<Verifier>,
+    pixels: PixelBatches,
     precision: u8,
     version: ModelVersion,
 }
@@ -68,19 +67,25 @@ impl TorchScorer {
                  --dtype f32 (model.dtype) is the faster choice here, for twice the memory"
             );
         }
+        if settings.quantize == Quantize::W8a8 && !has_byte_instructions() {
+            tracing::warn!(
+                "this processor has no instructions for products of bytes and gains nothing from w8a8; \
+                 --quantize none (model.quantize) is exact"
+            );
+        }
         let tokenizer = Tokenizer::open(folder)?;
         check_score_tokens(&score, config.language.vocab_size, &tokenizer, folder)?;
         let prompt = PromptTokens::of_choice(&settings.prompt, &tokenizer)?;
         let positions = prompt.positions(config.image_positions().unsigned_abs() as usize) as u64;
         let activations = config.activation_bytes(1, positions, kind.elt_size_in_bytes() as u64);
-        checkpoint.check_memory(kind, device, activations)?;
+        checkpoint.check_memory(kind, settings.quantize, device, activations)?;
         let end_tokens = config.special.eos.clone();
         let version = ModelVersion {
             model: config.model_type.clone(),
-            version: version_name(&checkpoint.digest()?.version, &settings.prompt, kind),
+            version: version_name(&checkpoint.digest()?.version, &settings.prompt, kind, settings.quantize),
             preprocess_revision,
         };
-        let parameters = Parameters::load(&checkpoint, kind, device)?;
+        let parameters = Parameters::load_for_inference(&checkpoint, kind, device, settings.quantize)?;
         let family = build_family(checkpoint.config(), parameters, &settings.checkpoint)?;
 
         let embedded = EmbeddedPrompt::new(family.as_ref(), &prompt.before_image, &prompt.after_image)
@@ -112,6 +117,7 @@ impl TorchScorer {
             head,
             options,
             verifier,
+            pixels: PixelBatches::default(),
             precision: settings.precision,
             version,
         })
@@ -142,28 +148,6 @@ impl TorchScorer {
         generate(self.family.as_ref(), &embeddings, image, &self.options)
     }
 
-    /// The slots as one tensor on the model's device, in the model's type: one copy a slot, which
-    /// converts as it goes. To a GPU each copy waits for its slot; pinned slots would let it overlap.
-    fn gather(&self, slots: &[Slot]) -> Result<Tensor, TchError> {
-        let edge = self.family.image_size();
-        let size = [3, edge, edge];
-        let to = (self.family.kind(), self.family.device());
-        let pixels = Tensor::f_empty([slots.len() as i64, 3, edge, edge], to)?;
-        for (row, slot) in (0..).zip(slots) {
-            let values = slot.values();
-            if values.len() as i64 != size.iter().product::<i64>() {
-                let problem = format!("a slot holds {} values, not 3 * {edge} * {edge}", values.len());
-                return Err(TchError::Shape(problem));
-            }
-            let data = values.as_ptr().cast();
-            // SAFETY: the slot is borrowed for longer than this view of it lives, holds as many f32
-            // values as `size` calls for, and is only read.
-            let view = unsafe { Tensor::f_from_blob(data, &size, &[], Kind::Float, tch::Device::Cpu) }?;
-            pixels.f_select(0, row)?.f_copy_(&view)?;
-        }
-        Ok(pixels)
-    }
-
     fn score_by(
         &mut self,
         batch: &ScoreBatch,
@@ -174,7 +158,9 @@ impl TorchScorer {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
-        let generated = self.gather(&batch.slots).and_then(|pixels| decode(self, &pixels));
+        let to = (self.family.kind(), self.family.device());
+        let pixels = self.pixels.gather(&batch.slots, self.family.image_size(), to);
+        let generated = pixels.and_then(|pixels| decode(self, &pixels));
         let generated = generated.map_err(|error| scorer_error(batch.len(), &error))?;
         Ok(generated.into_iter().map(|generated| self.answer(generated)).collect())
     }
@@ -276,12 +262,12 @@ pub fn served_version(settings: &ModelSettings) -> Result<String, ModelError> {
     let device = settings.device.open()?;
     let checkpoint = Checkpoint::open(Path::new(&settings.checkpoint))?;
     let kind = settings.dtype.resolve(checkpoint.stored_kind(), device);
-    Ok(version_name(&checkpoint.digest()?.version, &settings.prompt, kind))
+    Ok(version_name(&checkpoint.digest()?.version, &settings.prompt, kind, settings.quantize))
 }
 
 /// `sha256:` and twelve digits of the checkpoint's digest, the prompt, and the type computed in,
-/// joined by `+`; a prompt of one's own goes in as eight digits of its own digest.
-fn version_name(checkpoint: &str, prompt: &PromptChoice, kind: Kind) -> String {
+/// joined by `+`, and how weights are quantised, where they are; a prompt of one's own goes in as eight digits of its own digest.
+fn version_name(checkpoint: &str, prompt: &PromptChoice, kind: Kind, quantize: Quantize) -> String {
     let digits = |digest: &str, count| digest.chars().take(count).collect::<String>();
     let checkpoint = short_name(checkpoint);
     let prompt = match prompt {
@@ -297,7 +283,10 @@ fn version_name(checkpoint: &str, prompt: &PromptChoice, kind: Kind) -> String {
         Kind::Half => "f16",
         _ => "other",
     };
-    format!("{checkpoint}+{prompt}+{kind}")
+    match quantize {
+        Quantize::None => format!("{checkpoint}+{prompt}+{kind}"),
+        quantize => format!("{checkpoint}+{prompt}+{kind}+{quantize}"),
+    }
 }
 
 /// What the inference engine does about a torch error: split the batch, restart, or bisect.

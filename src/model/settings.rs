@@ -1,6 +1,6 @@
 //! The `model` section of the configuration.
 
-use super::device::{Device, Dtype};
+use super::device::{Device, Dtype, Quantize};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use std::{convert::Infallible, fmt, str::FromStr};
@@ -16,6 +16,8 @@ pub struct ModelSettings {
     pub device: Device,
     /// `auto`, `f32`, `bf16` or `f16`.
     pub dtype: Dtype,
+    /// `none`, `w8a8` or `int8`.
+    pub quantize: Quantize,
     /// `assess`, `arch` or the question itself.
     pub prompt: PromptChoice,
     /// `verify` or `generate`: the same answers, at the cost of one pass or of one a token.
@@ -32,6 +34,7 @@ impl Default for ModelSettings {
             checkpoint: String::new(),
             device: Device::default(),
             dtype: Dtype::default(),
+            quantize: Quantize::default(),
             prompt: PromptChoice::default(),
             decode: DecodeMode::default(),
             precision: 4,

@@ -3,6 +3,7 @@
 use crate::support;
 use roc4mllm::model::{
     checkpoint::Checkpoint,
+    device::Quantize,
     family::{Block, Family},
     kv_cache::KvCache,
     mplug_owl2::MplugOwl2,
@@ -18,6 +19,13 @@ const IMAGE: i64 = -200;
 pub fn network(kind: Kind) -> MplugOwl2 {
     let checkpoint = Checkpoint::open(&support::path("ckpt_safetensors")).unwrap();
     let parameters = Parameters::load(&checkpoint, kind, Device::Cpu).unwrap();
+    MplugOwl2::new(checkpoint.config().clone(), parameters).unwrap()
+}
+
+/// As [`network`], but with its weights laid out as [`TorchScorer`](roc4mllm::model::TorchScorer) has them.
+pub fn inference_network(kind: Kind) -> MplugOwl2 {
+    let checkpoint = Checkpoint::open(&support::path("ckpt_safetensors")).unwrap();
+    let parameters = Parameters::load_for_inference(&checkpoint, kind, Device::Cpu, Quantize::None).unwrap();
     MplugOwl2::new(checkpoint.config().clone(), parameters).unwrap()
 }
 

@@ -221,10 +221,12 @@ fn too_little_memory_is_told_from_other_faults() {
 #[test]
 fn what_changes_scores_changes_the_version() {
     let digest = format!("sha256:{}", "ab".repeat(32));
-    let name = |prompt: PromptChoice, kind| version_name(&digest, &prompt, kind);
+    let name = |prompt: PromptChoice, kind| version_name(&digest, &prompt, kind, Quantize::None);
     assert_eq!(name(PromptChoice::Assess, Kind::BFloat16), "sha256:abababababab+assess+bf16");
     assert_eq!(name(PromptChoice::Arch, Kind::Float), "sha256:abababababab+arch+f32");
     let one = name(PromptChoice::Text("How sharp?".into()), Kind::Float);
     assert!(one.starts_with("sha256:abababababab+text-") && !one.contains("sharp"));
     assert_ne!(one, name(PromptChoice::Text("How bright?".into()), Kind::Float));
+    let quantized = version_name(&digest, &PromptChoice::Assess, Kind::BFloat16, Quantize::W8a8);
+    assert_eq!(quantized, "sha256:abababababab+assess+bf16+w8a8");
 }

@@ -2,6 +2,8 @@
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
 
 /// A password, key or token from the configuration.
 ///
@@ -22,6 +24,15 @@ impl Secret {
     /// Whether nothing was configured.
     pub fn is_empty(&self) -> bool {
         self.expose().is_empty()
+    }
+
+    /// Whether `candidate`, which a stranger may have sent, is this secret. Takes a time that depends on
+    /// neither where they differ nor how long the secret is. A secret that was not configured matches
+    /// nothing, the empty string included.
+    pub fn matches(&self, candidate: &str) -> bool {
+        // Digests have one length; slices of two lengths are unequal at once.
+        let (expected, given) = (Sha256::digest(self.expose()), Sha256::digest(candidate));
+        bool::from(expected.as_slice().ct_eq(given.as_slice())) && !self.is_empty()
     }
 }
 
@@ -59,6 +70,21 @@ mod tests {
         assert_eq!(secret.expose(), "hunter2");
         assert_eq!(format!("{secret:?}"), "[redacted]");
         assert_eq!(serde_json::to_string(&secret).unwrap(), "\"[redacted]\"");
+    }
+
+    #[test]
+    fn only_the_very_same_text_matches() {
+        let secret = Secret::from("hunter2");
+        assert!(secret.matches("hunter2"));
+        for other in ["", "hunter", "hunter22", "Hunter2", "hunter2 ", "hunter2\0"] {
+            assert!(!secret.matches(other), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn an_unset_one_matches_nothing() {
+        assert!(!Secret::default().matches(""));
+        assert!(!Secret::default().matches("x"));
     }
 
     #[test]

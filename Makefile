@@ -73,6 +73,10 @@ install: ## Install an optimised build with its libraries (PREFIX=DIR, ~/.local 
 	@scripts/setup.sh build
 	@scripts/install.sh "$(PREFIX)" $(or $(PROFILE),release) "$(FEATURES)"
 
+.PHONY: image
+image: ## Build the container image (FLAVOUR=cuda; RUST_IMAGE=, BASE_IMAGE=: pinned by digest)
+	@RUST_IMAGE="$(RUST_IMAGE)" BASE_IMAGE="$(BASE_IMAGE)" scripts/image.sh $(or $(FLAVOUR),cpu)
+
 .PHONY: clean-deps
 clean-deps: ## Remove what setup downloaded (not apt's packages)
 	rm -rf .deps

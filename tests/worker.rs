@@ -7,6 +7,8 @@ mod hold;
 mod support;
 #[path = "worker/switch/mod.rs"]
 mod switch;
+#[path = "worker/untrusted.rs"]
+mod untrusted;
 #[path = "worker/votes.rs"]
 mod votes;
 

@@ -77,6 +77,11 @@ install: ## Install an optimised build with its libraries (PREFIX=DIR, ~/.local 
 image: ## Build the container image (FLAVOUR=cuda; RUST_IMAGE=, BASE_IMAGE=: pinned by digest)
 	@RUST_IMAGE="$(RUST_IMAGE)" BASE_IMAGE="$(BASE_IMAGE)" scripts/image.sh $(or $(FLAVOUR),cpu)
 
+.PHONY: sbom
+sbom: ## List what is in the image as CycloneDX JSON, in target/sbom (FLAVOUR=cuda)
+	@scripts/setup.sh pip
+	@python3 scripts/sbom.py $(or $(FLAVOUR),cpu)
+
 .PHONY: clean-deps
 clean-deps: ## Remove what setup downloaded (not apt's packages)
 	rm -rf .deps

@@ -96,7 +96,12 @@ def main():
     rules = [line for line in (root / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
     if any(re.search(r"[*?\[]", rule.removeprefix("!")) for rule in rules if rule != "*"):
         raise SystemExit(".dockerignore: this check knows no patterns but `*`; extend it")
-    sources = re.split(r"(?<!\\)\s+", binary.with_suffix(".d").read_text().split(": ", 1)[1].strip())
+    # What the compiler read, as it wrote it down.
+    listings = [path.read_text() for path in binary.parent.glob("deps/roc4mllm-*.d")]
+    read = {word for text in listings for line in text.splitlines() if ": " in line for word in line.split(": ", 1)[1].split()}
+    sources = {str(root / source) for source in read}
+    if str(root / "src/main.rs") not in sources:
+        raise SystemExit(f"{binary}: cargo left no list of its sources in deps beside it; build it with cargo")
     manifests = ["Cargo.toml", "Cargo.lock", "build.rs", ".cargo/config.toml", "fuzz/Cargo.toml", "scripts/install.sh"]
     inside = [os.path.relpath(source, root) for source in sources if pathlib.Path(source).is_relative_to(root)]
     for source in sorted({*inside, *manifests}):

@@ -95,7 +95,9 @@ const LISTS: [(&str, &str); 2] = [("kafka", "input_topics"), ("s3", "buckets")];
 
 /// Keys that hold a secret. Variables and flags give their text as it is, since a password may look like a
 /// number or a list, and no message quotes one.
-const SECRETS: [&str; 5] = [
+const SECRETS: [&str; 7] = [
+    "http.page.label_token",
+    "http.score.token",
     "kafka.sasl.client_secret",
     "kafka.sasl.password",
     "kafka.tls.key_password",

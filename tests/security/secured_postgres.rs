@@ -3,7 +3,12 @@
 use super::certificates::Identity;
 use roc4mllm::dev::Postgres;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row as _};
-use std::fs;
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt, chown},
+    path::Path,
+    time::{Duration, Instant},
+};
 use url::Url;
 
 /// A server whose connections may be encrypted; its superuser is the embedded one's.
@@ -18,21 +23,22 @@ impl SecuredPostgres {
         let mut connection = PgConnection::connect(&server.url()).await.expect("a connection");
         let row = sqlx::query("SHOW data_directory").fetch_one(&mut connection).await.expect("its folder");
         let folder: String = row.get(0);
-        // The server writes both files itself: the key has to be its own, and nobody else's to read.
+        // The key has to be the server's own, and nobody else's to read.
+        let owner = fs::metadata(&folder).expect("a folder");
         for (name, path) in [("server.crt", &identity.certificate), ("server.key", &identity.key)] {
-            let content = fs::read_to_string(path).expect("a PEM file");
-            let statement = format!(
-                "COPY (SELECT unnest(string_to_array($pem${}$pem$, E'\\n'))) TO '{folder}/{name}'",
-                content.trim_end()
-            );
-            sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection).await.expect("a file");
+            let file = Path::new(&folder).join(name);
+            fs::copy(path, &file).expect("a file");
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("its permissions");
+            chown(&file, Some(owner.uid()), Some(owner.gid())).expect("its owner");
         }
         sqlx::raw_sql("ALTER SYSTEM SET ssl = on").execute(&mut connection).await.expect("a setting");
         sqlx::raw_sql("SELECT pg_reload_conf()").execute(&mut connection).await.expect("a reload");
         let secured = Self { server };
         // The postmaster takes the setting a moment after it was asked to.
+        let deadline = Instant::now() + Duration::from_secs(60);
         while !secured.encrypts().await {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            assert!(Instant::now() < deadline, "Postgres does not encrypt");
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
         secured
     }

@@ -73,6 +73,15 @@ install: ## Install an optimised build with its libraries (PREFIX=DIR, ~/.local 
 	@scripts/setup.sh build
 	@scripts/install.sh "$(PREFIX)" $(or $(PROFILE),release) "$(FEATURES)"
 
+.PHONY: image
+image: ## Build the container image (FLAVOUR=cuda; RUST_IMAGE=, BASE_IMAGE=: pinned by digest)
+	@RUST_IMAGE="$(RUST_IMAGE)" BASE_IMAGE="$(BASE_IMAGE)" scripts/image.sh $(or $(FLAVOUR),cpu)
+
+.PHONY: sbom
+sbom: ## List what is in the image as CycloneDX JSON, in target/sbom (FLAVOUR=cuda)
+	@scripts/setup.sh pip
+	@python3 scripts/sbom.py $(or $(FLAVOUR),cpu)
+
 .PHONY: clean-deps
 clean-deps: ## Remove what setup downloaded (not apt's packages)
 	rm -rf .deps

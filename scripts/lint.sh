@@ -18,9 +18,11 @@ tool() {
 
 tool cargo-deny
 tool cargo-shear
+tool hadolint
 tool shellcheck
 
 step cargo fmt --all --check
+step hadolint Dockerfile
 step shellcheck --external-sources scripts/*.sh .ci/run
 step python3 -c 'import ast, pathlib; [ast.parse(path.read_text(), path) for path in pathlib.Path("scripts").glob("*.py")]'
 step cargo shear

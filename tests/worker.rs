@@ -9,6 +9,8 @@ mod retrain_loop;
 mod support;
 #[path = "worker/switch/mod.rs"]
 mod switch;
+#[path = "worker/untrusted.rs"]
+mod untrusted;
 #[path = "worker/votes.rs"]
 mod votes;
 

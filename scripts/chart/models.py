@@ -23,16 +23,16 @@ class UnknownType(Exception):
     """A type that the packages did not use when this was written."""
 
 
-def schema_of(source, kind):
-    """The JSON schema of class `kind` in the module text `source`, with definitions for what it refers to."""
+def schemas_of(source, kinds):
+    """For each of `kinds`, a class of the module text `source`: its name and its JSON schema, definitions included."""
     classes = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
-    definitions, waiting = {}, [kind]
-    while waiting:
-        name = waiting.pop()
-        if name in definitions:
-            continue
-        definitions[name] = _object(classes[name], classes, waiting)
-    return {"$ref": f"#/definitions/{kind}", "definitions": definitions}
+    for kind in kinds:
+        definitions, waiting = {}, [kind]
+        while waiting:
+            name = waiting.pop()
+            if name not in definitions:
+                definitions[name] = _object(classes[name], classes, waiting)
+        yield kind, {"$ref": f"#/definitions/{kind}", "definitions": definitions}
 
 
 def _object(node, classes, waiting):
@@ -61,6 +61,9 @@ def _field(field, classes, waiting):
                 name = ast.literal_eval(keyword.value)
             elif keyword.arg in BOUNDS:
                 bounds[BOUNDS[keyword.arg]] = ast.literal_eval(keyword.value)
+    if "(?i)" in str(bounds.get("pattern")):
+        # Go's expressions may say so in their middle; JSON schema's have no such flag.
+        del bounds["pattern"]
     # A field that may be left out is not one that may be null: the API server drops nulls, a reader trips over them.
     alternatives = [option for option in _union(annotation) if ast.unparse(option) != "None"]
     schemas = [_type(option, classes, waiting) for option in alternatives]

@@ -97,7 +97,7 @@ def _is_seen(context, copy, in_configuration):
                 continue
             if in_configuration:
                 return "configuration" if _configuration_differs(context, name, texts) else "no"
-            if context.problems(texts, values)[0]:
+            if context.problems(texts, values, known=context.texts(name))[0]:
                 return "by validation"
             seen = "no"
         return seen

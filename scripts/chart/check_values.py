@@ -28,6 +28,7 @@ REFUSED = [
     ({"service": {"enabled": False}, "metrics": {"serviceMonitor": {"enabled": True}}}, "service"),
     ({"backfill": {"jobs": {"a": {"prefix": "s3://b/", "rate": "1/s"}}}}, "backfill_topic"),
     ({"backfill": {"jobs": {"a": {"rate": "1/s", "topic": "t"}}}}, "prefix"),
+    ({"retrain": {"enabled": True}}, "publish_to"),
     # These the schema refuses.
     ({"workers": {"default": {"autoscaling": {"lagThreshold": 500}}}}, "lagThreshold"),
     ({"workers": {"default": {"replicaz": 1}}}, "replicaz"),

@@ -11,7 +11,8 @@ ANNOTATIONS = {
     "helm.sh/hook", "helm.sh/hook-weight", "helm.sh/hook-delete-policy", "helm.sh/resource-policy", "checksum/config",
     "eks.amazonaws.com/role-arn", "grafana_folder", "roc4mllm/partitions",
 }  # fmt: skip
-HOOK_KINDS = {"Job", "Pod", "ExternalSecret"}
+FILES = {"worker.toml", "retrain.toml", "roc4mllm.json"}
+RESOURCES = {"cpu", "memory", "storage", "ephemeral-storage"}
 RULE_LABELS = {"severity"}
 RULE_ANNOTATIONS = {"summary", "description", "runbook_url"}
 ENV_PREFIXES = ("ROC4MLLM__", "POD_UID")
@@ -27,7 +28,18 @@ def problems(documents, values):
         found += [f"{document}: {text}" for text in _metadata(metadata, given, REQUIRED_LABELS)]
         if document.body.get("kind") == "PrometheusRule":
             found += [f"{document}: {text}" for text in _rules(document.body)]
+        if document.body.get("kind") == "ConfigMap":
+            found += [f"{document}: {key} is no file that anybody reads" for key in set(document.body.get("data", {})) - FILES]
+        if document.body.get("kind") == "CronJob":
+            job = document.body.get("spec", {}).get("jobTemplate", {}).get("metadata", {})
+            found += [f"{document}: job: {text}" for text in _metadata(job, given, REQUIRED_LABELS | {"app.kubernetes.io/component"})]
+        found += [f"{document}: {name} is no resource" for name in _resources(document.body) if name not in RESOURCES and name not in _strings(values)]
         found += [f"{document}: {text}" for text in _selectors(document.body, pods)]
+        if document.body.get("kind") == "ServiceMonitor":
+            wanted = document.body.get("spec", {}).get("selector", {}).get("matchLabels", {})
+            services = [other.body["metadata"].get("labels", {}) for other in documents if other.kind == "Service"]
+            if not wanted or not any(wanted.items() <= labels.items() for labels in services):
+                found.append(f"{document}: selector {wanted} selects no service")
     for document, (metadata, spec) in pods:
         if document.kind != "Pod":
             found += [f"{document}: pod: {text}" for text in _metadata(metadata, given, REQUIRED_LABELS)]
@@ -70,6 +82,19 @@ def _rules(body):
         for rule in group.get("rules", []):
             yield from (f"{rule.get('alert')}: label {key} is unknown" for key in set(rule.get("labels", {})) ^ RULE_LABELS)
             yield from (f"{rule.get('alert')}: annotation {key} is unknown or missing" for key in set(rule.get("annotations", {})) ^ RULE_ANNOTATIONS)
+
+
+def _resources(node):
+    """Every name below `requests` and `limits`."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key in ("requests", "limits") and isinstance(value, dict):
+                yield from value
+            else:
+                yield from _resources(value)
+    elif isinstance(node, list):
+        for item in node:
+            yield from _resources(item)
 
 
 def _selectors(body, pods):

@@ -4,6 +4,8 @@ import pathlib
 import tempfile
 import time
 
+import yaml
+
 from . import references, render, schemas
 
 
@@ -38,19 +40,26 @@ class Context:
     def documents(self, name):
         return render.documents(self.texts(name))
 
-    def problems(self, texts, values):
-        """What is wrong with rendered texts; how many objects they hold and how often one was validated."""
+    def problems(self, texts, values, known=None):
+        """What is wrong with rendered texts; how many objects they hold and how often one was validated.
+
+        Texts that are as in `known`, which is in order, are not validated again.
+        """
+        known = known or {}
         try:
-            documents = render.documents(texts)
-        except Exception as error:
+            changed = render.documents({template: text for template, text in texts.items() if known.get(template) != text})
+        except yaml.YAMLError as error:
             return [f"not YAML: {' '.join(str(error).split())}"], 0, 0
         found, validated = [], 0
-        for document in documents:
+        for document in changed:
             wrong, checked = self.schemas.problems(document.body)
             found += [f"{document}: {problem}" for problem in wrong]
             validated += checked
-        found += references.problems(documents, render.merge(self.chart.loaded.values, values))
-        return found, len(documents), validated
+        if not found:
+            # Only objects that are what they should be can be asked how they fit together.
+            documents = changed if not known else render.documents(texts)
+            found = references.problems(documents, render.merge(self.chart.loaded.values, values))
+        return found, len(changed), validated
 
 
 def run(root, checks, only):

@@ -15,6 +15,9 @@
 {{- $_ := set $used $key $sum -}}
 {{- end -}}
 {{- end -}}
+{{- if and .Values.retrain.enabled (not (dig "registry" "publish_to" "" (mustMergeOverwrite (deepCopy .Values.config) (deepCopy .Values.retrain.config)))) -}}
+{{- fail "retrain.enabled needs config.registry.publish_to, the s3:// address that versions are published below" -}}
+{{- end -}}
 {{- if and .Values.metrics.podMonitor.enabled .Values.metrics.serviceMonitor.enabled -}}
 {{- fail "metrics: podMonitor and serviceMonitor would scrape every worker twice; enable one" -}}
 {{- end -}}

@@ -161,8 +161,9 @@ def rules_and_panels_name_real_metrics(context):
         used = promql.used(expression)
         named |= set(used)
         problems += [f"{where}: {problem}" for problem in promql.missing(expression, metrics)]
-        known = promql.TARGET.union(*(metrics.get(metric, set()) for metric in used))
-        problems += [f"{where}: shows the label {label}, which none of its metrics has" for label in sorted(shown - known)]
+        if set(used) <= set(metrics):
+            known = promql.TARGET.union(*(metrics[metric] for metric in used))
+            problems += [f"{where}: shows the label {label}, which none of its metrics has" for label in sorted(shown - known)]
         if not used:
             problems.append(f"{where}: names no metric of the worker")
     if problems:

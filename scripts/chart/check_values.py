@@ -1,8 +1,10 @@
 """values.yaml, its schema and its table: in step, closed, and every value with an effect."""
 
 import copy
+import re
 
 import helm_python
+import yaml
 
 from . import docs, render
 from .suite import Failed
@@ -29,6 +31,19 @@ REFUSED = [
     ({"backfill": {"jobs": {"a": {"prefix": "s3://b/", "rate": "1/s"}}}}, "backfill_topic"),
     ({"backfill": {"jobs": {"a": {"rate": "1/s", "topic": "t"}}}}, "prefix"),
     ({"retrain": {"enabled": True}}, "publish_to"),
+    ({"config": {"http": {"listen": ":9000"}}}, "service.port"),
+    ({"config": {"http": {"score": {"token": "t"}}}}, "ROC4MLLM__HTTP__SCORE__TOKEN"),
+    ({"config": {"http": {"page": {"label_token": "t"}}}}, "ROC4MLLM__HTTP__PAGE__LABEL_TOKEN"),
+    ({"workers": {"default": {"config": {"registry": {"cache_dir": "/cache"}}}}}, "cache"),
+    ({"retrain": {"config": {"retrain": {"work_dir": "/work"}}}}, "retrain.work"),
+    (
+        {
+            "config": {"kafka": {"security": "sasl_tls", "sasl": {"mechanism": "OAUTHBEARER"}}},
+            "workers": {"default": {"autoscaling": {"enabled": True}}},
+        },
+        "OAUTHBEARER",
+    ),
+    ({"config": {"model": {"checkpoint": "/models/a"}, "kafka": {"backfill_topic": "b"}}, "backfill": {"jobs": {"a": {"stored": True, "rate": "1/s"}}}}, "notVersion"),
     # These the schema refuses.
     ({"workers": {"default": {"autoscaling": {"lagThreshold": 500}}}}, "lagThreshold"),
     ({"workers": {"default": {"replicaz": 1}}}, "replicaz"),
@@ -48,6 +63,10 @@ def generated_files_are_fresh(context):
     silent = [".".join(leaf.path) for leaf in leaves if not leaf.meaning]
     if silent:
         raise Failed([f"values.yaml: {path} has no comment" for path in silent])
+    chart = yaml.safe_load((context.folder / "Chart.yaml").read_text())
+    crate = re.search(r'^version = "(.+)"', (context.root / "Cargo.toml").read_text(), re.MULTILINE)[1]
+    if chart["appVersion"] != crate:
+        raise Failed(f"Chart.yaml's appVersion is {chart['appVersion']}, and the crate's version {crate}")
     return f"schema and table agree with the {len(leaves)} values and their comments"
 
 

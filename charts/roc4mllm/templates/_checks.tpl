@@ -70,11 +70,22 @@
 {{- $_ := set $places (printf "workers.%s.config" $name) (($pool | default dict).config | default dict) -}}
 {{- end -}}
 {{- range $place, $config := $places -}}
+{{- if dig "http" "listen" "" $config -}}
+{{- fail (printf "%s.http.listen: probes and service follow service.port; set that" $place) -}}
+{{- end -}}
+{{- if dig "registry" "cache_dir" "" $config -}}
+{{- fail (printf "%s.registry.cache_dir: the root is read-only but for the volumes that the chart mounts; see workerDefaults.cache and retrain.work" $place) -}}
+{{- end -}}
+{{- if dig "retrain" "work_dir" "" $config -}}
+{{- fail (printf "%s.retrain.work_dir: the root is read-only but for the volumes that the chart mounts; see retrain.work" $place) -}}
+{{- end -}}
 {{- $sasl := dig "kafka" "sasl" dict $config -}}
 {{- $found := list -}}
 {{- if dig "postgres" "url" "" $config -}}{{- $found = append $found "postgres.url" -}}{{- end -}}
 {{- if dig "s3" "secret_access_key" "" $config -}}{{- $found = append $found "s3.secret_access_key" -}}{{- end -}}
 {{- if dig "kafka" "tls" "key_password" "" $config -}}{{- $found = append $found "kafka.tls.key_password" -}}{{- end -}}
+{{- if dig "http" "score" "token" "" $config -}}{{- $found = append $found "http.score.token" -}}{{- end -}}
+{{- if dig "http" "page" "label_token" "" $config -}}{{- $found = append $found "http.page.label_token" -}}{{- end -}}
 {{- range $key := list "password" "client_secret" -}}
 {{- if get $sasl $key -}}{{- $found = append $found (printf "kafka.sasl.%s" $key) -}}{{- end -}}
 {{- end -}}

@@ -6,6 +6,7 @@
 #   kafka     Java and the Apache Kafka broker
 #   pgbouncer for the fault tests
 #   tools     linters
+#   chart     Helm, promtool, schemas and a policy scanner, for charts/
 #   pip       what fetching wheels takes; every other part includes it
 # Only what is missing is touched, so a second run takes a moment.
 set -euo pipefail
@@ -13,13 +14,13 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 deps=$PWD/.deps
 parts=("$@")
-((${#parts[@]})) || parts=(build postgres photos kafka pgbouncer tools)
+((${#parts[@]})) || parts=(build postgres photos kafka pgbouncer tools chart)
 
 for part in "${parts[@]}"; do
     case $part in
-    build | postgres | photos | kafka | pgbouncer | tools | pip) ;;
+    build | postgres | photos | kafka | pgbouncer | tools | chart | pip) ;;
     *)
-        echo "setup: there is no part '$part'; the parts are build, postgres, photos, kafka, pgbouncer, tools and pip" >&2
+        echo "setup: there is no part '$part'; the parts are build, postgres, photos, kafka, pgbouncer, tools, chart and pip" >&2
         exit 2
         ;;
     esac
@@ -117,6 +118,8 @@ fi
 need python3-pip has_pip
 wants postgres && need postgresql has_postgres
 wants pgbouncer && need pgbouncer has_pgbouncer
+# Of Prometheus only promtool is wanted; no server is started.
+wants chart && need prometheus command -v promtool
 if wants kafka; then
     need java has_java
     scripts/kafka.sh --check || need maven command -v mvn
@@ -192,4 +195,8 @@ fi
 if wants tools; then
     python3 scripts/tools.py "$deps/tools" ||
         echo "setup: WARNING: no linters; 'make lint' uses those on the PATH" >&2
+fi
+if wants chart; then
+    python3 scripts/chart_tools.py "$deps/chart" ||
+        echo "setup: WARNING: no Helm; 'make chart-test' will fail" >&2
 fi

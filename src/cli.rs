@@ -176,6 +176,16 @@ enum CheckpointCommand {
         /// Checkpoint folder in Hugging Face layout
         folder: PathBuf,
     },
+    /// Compare a checkpoint's version, a digest of its files, with the one it should have
+    ///
+    /// Exit codes: 0 it is that one, 2 it is another one, or no checkpoint.
+    Verify {
+        /// The version as `inspect` prints it, or its beginning: `sha256:` and 12 digits or more
+        #[arg(long, value_name = "VERSION")]
+        expect: String,
+        /// Checkpoint folder in Hugging Face layout
+        folder: PathBuf,
+    },
     /// Rewrite a checkpoint as safetensors or .bin, in one file or several, in another dtype
     Convert(checkpoint::ConvertArgs),
 }
@@ -350,6 +360,12 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             overrides.install(TelemetrySettings::default())?;
             let inspection = checkpoint::inspect(&folder).map_err(|error| Failure::new(USAGE, error))?;
             print!("{inspection}");
+            Ok(0)
+        }
+        Command::Checkpoint(CheckpointCommand::Verify { expect, folder }) => {
+            overrides.install(TelemetrySettings::default())?;
+            let version = checkpoint::verify(&folder, &expect).map_err(|error| Failure::new(USAGE, error))?;
+            println!("{}: {version}", folder.display());
             Ok(0)
         }
         Command::Checkpoint(CheckpointCommand::Convert(args)) => {

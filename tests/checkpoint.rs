@@ -5,7 +5,9 @@ mod support {
 }
 
 use roc4mllm::model::{
-    checkpoint::{Checkpoint, CheckpointError, ConvertArgs, Format, Role, TensorProblem, convert, inspect},
+    checkpoint::{
+        Checkpoint, CheckpointError, ConvertArgs, Format, Role, TensorProblem, convert, inspect, verify,
+    },
     device::{Dtype, Quantize},
     tokenizer::Tokenizer,
 };
@@ -462,6 +464,30 @@ fn inspection_finds_weights_that_are_not_finite() {
     });
     assert_eq!(inspect(folder.path()).unwrap().non_finite, ["model.norm.weight"]);
     assert_eq!(inspect(&fixture("ckpt_bin")).unwrap().non_finite, [""; 0]);
+}
+
+#[test]
+fn another_checkpoint_than_the_expected_one_is_refused() {
+    let folder = fixture("ckpt_bin");
+    let version = inspect(&folder).unwrap().digest.version;
+    for whole_or_beginning in [&version[..], &version[.."sha256:".len() + 12]] {
+        assert_eq!(verify(&folder, whole_or_beginning).unwrap(), version);
+    }
+    let other = format!("sha256:{}", "0".repeat(64));
+    for expected in [&other[..], &version["sha256:".len()..], &version[.."sha256:".len() + 11], "sha256:", ""]
+    {
+        let error = verify(&folder, expected).unwrap_err();
+        assert!(matches!(error, CheckpointError::Version { .. }), "{error}");
+    }
+    let run = |expected: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_roc4mllm"));
+        command.args(["checkpoint", "verify", "--expect", expected]).arg(&folder).output().unwrap()
+    };
+    assert_eq!(run(&version).status.code(), Some(0));
+    let refused = run(&other);
+    let message = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(2), "{message}");
+    assert!(message.contains(&version) && message.contains(&other), "{message}");
 }
 
 #[test]

@@ -212,7 +212,7 @@ mod tests {
         assert!(value(r#"roc4mllm_score_psi{version="new"}"#) > 0.25);
         assert!(value(r#"roc4mllm_score_mean_shift{version="new"}"#) > 2.9);
         assert_eq!(value(r#"roc4mllm_score_count{version="old"}"#), 1_000.0);
-        assert_eq!(value(r#"roc4mllm_score_bucket{version="old",le="+Inf"}"#), 1_000.0);
+        assert_eq!(value(r#"roc4mllm_score_bucket{le="+Inf",version="old"}"#), 1_000.0);
         assert_eq!(value(r#"roc4mllm_score_reference_info{version="old",source="registry"}"#), 1.0);
     }
 

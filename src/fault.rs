@@ -32,6 +32,25 @@ pub enum Stage {
     Produce,
 }
 
+impl Stage {
+    /// All of them, in the order in which an item goes through them.
+    pub const ALL: [Self; 7] =
+        [Self::Parse, Self::Lookup, Self::Fetch, Self::Decode, Self::Infer, Self::Pg, Self::Produce];
+
+    /// The word that metrics, spans and records have for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Parse => "parse",
+            Self::Lookup => "lookup",
+            Self::Fetch => "fetch",
+            Self::Decode => "decode",
+            Self::Infer => "infer",
+            Self::Pg => "pg",
+            Self::Produce => "produce",
+        }
+    }
+}
+
 /// The closed set of reasons an item can end without a score.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -107,4 +126,16 @@ impl ItemError {
 
     /// The longest message that rows, outputs and dead-letter headers carry, in bytes.
     pub const MESSAGE_LIMIT: usize = 512;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stages_are_called_the_same_everywhere() {
+        for stage in Stage::ALL {
+            assert_eq!(stage.as_str(), stage.to_string());
+        }
+    }
 }

@@ -21,6 +21,9 @@ pub enum ItemStatus {
 }
 
 impl ItemStatus {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Scored, Self::Rejected, Self::Gone, Self::Deleted, Self::Dead];
+
     /// The word that rows and outputs carry.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -48,7 +51,7 @@ impl FromStr for ItemStatus {
     type Err = UnknownStatus;
 
     fn from_str(text: &str) -> Result<Self, UnknownStatus> {
-        [Self::Scored, Self::Rejected, Self::Gone, Self::Deleted, Self::Dead]
+        Self::ALL
             .into_iter()
             .find(|status| status.as_str() == text)
             .ok_or_else(|| UnknownStatus(text.to_owned()))

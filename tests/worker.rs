@@ -4,6 +4,8 @@
 mod engine;
 #[path = "worker/hold.rs"]
 mod hold;
+#[path = "worker/observability.rs"]
+mod observability;
 #[path = "worker/retrain_loop.rs"]
 mod retrain_loop;
 mod support;

@@ -107,9 +107,7 @@ impl Config {
         if let Err((key, reason)) = self.labels.check() {
             return invalid(key, reason);
         }
-        crate::telemetry::logs::parse_filter(&self.telemetry.log_level)
-            .map(drop)
-            .map_err(|error| ConfigError::invalid("telemetry.log_level", &error.to_string()))
+        self.telemetry.check().map_err(|(key, reason)| ConfigError::invalid(key, &reason))
     }
 
     /// What retraining needs beside what each section knows: places to read from and to publish to.

@@ -5,7 +5,7 @@ use super::{
     metrics::InferenceMetrics,
     permits::Budget,
     queue::{Asker, Work},
-    reply::{Reply, ScoreFailure},
+    reply::{Reply, ScoreFailure, Step},
     runner::panic_message,
     settings::InferenceSettings,
     slot::Slot,
@@ -122,6 +122,7 @@ impl Reader {
             Ok((slot, width, height)) => {
                 failpoint::reach("decoded");
                 self.metrics.decoded.add(1);
+                reply.reached(Step::Waiting);
                 self.engine.submit(Work { slot, asker: Asker { name, width, height, reply } });
             }
             Err(error) => {

@@ -6,7 +6,7 @@ use super::{
     golden::{GoldenCheck, GoldenImage},
     metrics::InferenceMetrics,
     queue::{Asker, Turn, Work, WorkQueue},
-    reply::{ScoreFailure, Scored},
+    reply::{ScoreFailure, Scored, Step},
     runner::{Runner, panic_message},
     scorer::Scorer,
     settings::InferenceSettings,
@@ -217,6 +217,11 @@ impl Engine {
         self.shared.queue.len()
     }
 
+    /// How long the run of the model under way has taken; `None` between runs.
+    pub fn running_for(&self) -> Option<Duration> {
+        self.shared.clock.running_for(Instant::now())
+    }
+
     /// Scores what waits, then ends the model thread. Blocks; a second call does nothing.
     pub fn shut_down(&self) {
         self.shared.queue.close();
@@ -359,8 +364,14 @@ fn check_golden(
 /// Scores one batch and answers each asker as soon as its image is done.
 fn run_batch(runner: &mut Runner, works: Vec<Work>) -> Result<(), EngineFailure> {
     let version = Arc::clone(runner.version());
+    let batch = works.len();
+    let empty = runner.capacity().saturating_sub(batch);
+    runner.metrics().empty_places.add(empty as u64);
     let (slots, mut askers): (Vec<_>, VecDeque<_>) =
         works.into_iter().map(|work| (work.slot, work.asker)).unzip();
+    for asker in &askers {
+        asker.reply.reached(Step::Running { batch });
+    }
     let outcome = runner.run(slots, &mut |verdict| {
         if let Some(Asker { name, width, height, reply }) = askers.pop_front() {
             let version = Arc::clone(&version);

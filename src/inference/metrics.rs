@@ -91,6 +91,9 @@ pub struct InferenceMetrics {
     pub drafts_accepted: Counter,
     /// Images that a draft was tried on and that took more passes.
     pub drafts_rejected: Counter,
+    /// Places in runs of the model that no image took: a run had room for so many more. Images that run
+    /// together are of one size and their prompts of one length, so there is no other padding.
+    pub empty_places: Counter,
     /// Times a batch ran out of memory and was halved.
     pub out_of_memory: Counter,
     /// The most images in one run now: fewer than configured for a while after memory ran out.

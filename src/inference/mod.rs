@@ -29,7 +29,7 @@ pub mod watchdog;
 
 pub use engine::{Health, ModelInfo, StartError};
 pub use failure::EngineFailure;
-pub use reply::{ScoreFailure, Scored};
+pub use reply::{Observer, ScoreFailure, Scored, Step};
 pub use scorer::{ScoreBatch, Scorer, ScorerError};
 pub use service::ScoringService;
 pub use settings::InferenceSettings;

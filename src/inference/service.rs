@@ -6,13 +6,13 @@ use super::{
     failure::EngineFailure,
     golden::GoldenImage,
     metrics::InferenceMetrics,
-    reply::{Reply, ScoreFailure, Scored},
+    reply::{Observer, Reply, ScoreFailure, Scored},
     scorer::Scorer,
     settings::InferenceSettings,
 };
 use crate::image::{ImageSettings, Preprocessor};
 use bytes::Bytes;
-use std::{error::Error, sync::Arc};
+use std::{error::Error, sync::Arc, time::Duration};
 use tokio::sync::{Semaphore, watch};
 
 /// Decode threads and a model thread behind one call. Callers await many images at once: that is
@@ -76,8 +76,21 @@ impl ScoringService {
     /// # Errors
     /// [`ScoreFailure::Rejected`] when the image is at fault, [`ScoreFailure::Engine`] when the model is.
     pub async fn score(&self, name: &str, bytes: Bytes) -> Result<Scored, ScoreFailure> {
+        self.score_observed(name, bytes, None).await
+    }
+
+    /// As [`score`](Self::score), and tells `observer` how far the image is.
+    ///
+    /// # Errors
+    /// As [`score`](Self::score).
+    pub async fn score_observed(
+        &self,
+        name: &str,
+        bytes: Bytes,
+        observer: Option<Arc<dyn Observer>>,
+    ) -> Result<Scored, ScoreFailure> {
         let _admitted = self.admission.acquire().await.map_err(|_| EngineFailure::Stopped)?;
-        let (reply, answer) = Reply::channel();
+        let (reply, answer) = Reply::observed_channel(observer);
         self.decoders.submit(Job { name: name.into(), bytes, reply });
         let mut health = self.engine.health();
         tokio::select! {
@@ -103,6 +116,11 @@ impl ScoringService {
     /// Preprocessed images that wait for a batch.
     pub fn waiting(&self) -> usize {
         self.engine.waiting()
+    }
+
+    /// How long the run of the model under way has taken; `None` between runs.
+    pub fn running_for(&self) -> Option<Duration> {
+        self.engine.running_for()
     }
 
     /// Takes no more images, answers those under way, and frees the model.

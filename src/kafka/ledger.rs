@@ -5,8 +5,10 @@
 
 mod batch;
 mod ending;
+mod witness;
 
 pub(super) use batch::{Batch, BatchPart};
+pub use witness::Witness;
 
 use super::offsets::{Delivered, PartitionTracker};
 use super::receipt::{Epoch, Receipt, TopicPartition};
@@ -69,6 +71,9 @@ struct Work {
     expected: Option<u32>,
     completed: Vec<u32>,
     outputs: Vec<Arc<StagedRecord>>,
+    /// Milliseconds since the Unix epoch, as the producer or the broker stamped the record.
+    stamped_ms: Option<i64>,
+    witness: Option<Box<dyn Witness>>,
 }
 
 impl Work {
@@ -95,6 +100,10 @@ pub struct Progress {
     pub base: i64,
     /// Finished offsets beyond it.
     pub done_ahead: usize,
+    /// Records that are delivered and not finished.
+    pub unfinished: usize,
+    /// When the oldest of them was stamped, in milliseconds since the Unix epoch.
+    pub oldest_ms: Option<i64>,
     /// Up to where records were delivered or will never be.
     pub position: i64,
     /// Nothing more is taken for now: the window is full, or the holding is not counted yet.
@@ -169,6 +178,9 @@ impl Ledger {
             return true;
         }
         work.finished = true;
+        if let Some(witness) = &mut work.witness {
+            witness.finished();
+        }
         let outputs = work.outputs.len();
         if let Some(tracker) = &mut assignment.tracker {
             tracker.finish(receipt.offset);
@@ -221,10 +233,13 @@ impl Ledger {
         let state = self.lock();
         let progress = |assignment: &Assignment| {
             let tracker = assignment.tracker.as_ref()?;
+            let unfinished = || assignment.work.values().filter(|work| !work.finished);
             Some(Progress {
                 source: assignment.source.clone(),
                 base: tracker.base(),
                 done_ahead: tracker.done_ahead(),
+                unfinished: unfinished().count(),
+                oldest_ms: unfinished().filter_map(|work| work.stamped_ms).min(),
                 position: tracker.position(),
                 full: tracker.is_full() || !tracker.is_announced(),
                 starts: tracker.crash_loop().count(),
@@ -273,13 +288,14 @@ impl Ledger {
             .collect()
     }
 
-    pub(super) fn deliver(&self, epoch: Epoch, offset: i64) -> Delivery {
+    /// Takes note of a record that the consumer returned, stamped at `stamped_ms` since the Unix epoch.
+    pub(super) fn deliver(&self, epoch: Epoch, offset: i64, stamped_ms: Option<i64>) -> Delivery {
         let mut state = self.lock();
         let Some(assignment) = state.assignments.get_mut(&epoch) else { return Delivery::Dead };
         let Some(tracker) = &mut assignment.tracker else { return Delivery::Dead };
         match tracker.deliver(offset) {
             Delivered::New => {
-                assignment.work.insert(offset, Work::default());
+                assignment.work.insert(offset, Work { stamped_ms, ..Work::default() });
                 Delivery::Process(Receipt { epoch, source: assignment.source.clone(), offset })
             }
             Delivered::AlreadyDone => Delivery::AlreadyDone,

@@ -9,8 +9,8 @@ use super::config::OffsetReset;
 use super::offsets::PartitionTracker;
 use super::receipt::{Epoch, TopicPartition};
 use super::stall::{Seen, StallWatch};
-use super::stats::KafkaStats;
-use super::{KafkaSettings, Ledger, Progress, native};
+use super::stats::{Backlog, KafkaStats};
+use super::{KafkaSettings, Ledger, native};
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
@@ -151,7 +151,7 @@ impl Lookup {
     }
 
     fn measure_lag(&mut self) {
-        let (mut lag, mut seen) = (BTreeMap::new(), BTreeMap::new());
+        let (mut backlog, mut seen) = (BTreeMap::new(), BTreeMap::new());
         let halted = self.stats.paused.load(Ordering::Relaxed);
         let backfill = self.settings.backfill_topic.as_deref();
         let backfill_paused = self.stats.backfill_paused.load(Ordering::Relaxed);
@@ -159,11 +159,15 @@ impl Lookup {
             let source = &progress.source;
             match self.consumer.fetch_watermarks(&source.topic, source.partition, WATERMARK_TIMEOUT) {
                 Ok((_, high)) => {
-                    let Progress { position, full, .. } = progress;
+                    let (position, full) = (progress.position, progress.full);
                     let waits = backfill_paused && backfill == Some(source.topic.as_ref());
                     seen.insert(source.clone(), Seen { position, high, held: halted || full || waits });
-                    let unfinished = high.saturating_sub(progress.base).max(0) as u64;
-                    lag.insert(progress.source, unfinished.saturating_sub(progress.done_ahead as u64));
+                    let behind = high.saturating_sub(progress.base).max(0) as u64;
+                    let done_ahead = progress.done_ahead as u64;
+                    let records = behind.saturating_sub(done_ahead);
+                    let untouched = records > 0 && progress.unfinished == 0;
+                    let untouched_since = untouched.then(Instant::now);
+                    backlog.insert(progress.source, Backlog { records, done_ahead, untouched_since });
                 }
                 Err(error) => {
                     tracing::debug!(%error, %source, "lag could not be measured");
@@ -177,7 +181,7 @@ impl Lookup {
             self.stats.answered();
         }
         self.stats.set_stalled(self.stalls.look(&seen, Instant::now()));
-        self.stats.set_lag(lag);
+        self.stats.set_backlog(backlog);
     }
 }
 

@@ -365,13 +365,14 @@ impl Source {
         let Some(partition) = self.partitions.get_mut(&source).filter(|partition| partition.opened) else {
             return;
         };
-        let mut delivery = self.parts.ledger.deliver(partition.epoch, message.offset());
+        let stamped_ms = message.timestamp().to_millis();
+        let mut delivery = self.parts.ledger.deliver(partition.epoch, message.offset(), stamped_ms);
         if delivery == Delivery::Rewound {
             tracing::warn!(%source, offset = message.offset(), "the log was truncated; beginning again there");
             if let Some(epoch) = self.parts.ledger.restart(partition.epoch, message.offset()) {
                 partition.epoch = epoch;
             }
-            delivery = self.parts.ledger.deliver(partition.epoch, message.offset());
+            delivery = self.parts.ledger.deliver(partition.epoch, message.offset(), stamped_ms);
         }
         partition.full = self.parts.ledger.is_full(partition.epoch);
         let backfill = partition.backfill;

@@ -36,9 +36,20 @@ pub struct KafkaStats {
     committed_at_ms: AtomicU64,
     /// The same, of a broker's last answer to the lookup thread.
     answered_at_ms: AtomicU64,
-    lag: Mutex<BTreeMap<TopicPartition, u64>>,
+    backlog: Mutex<BTreeMap<TopicPartition, Backlog>>,
     stalled: Mutex<Option<(TopicPartition, Instant)>>,
     trouble: Mutex<Option<String>>,
+}
+
+/// What is left to do of a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backlog {
+    /// Unfinished records: high watermark minus base minus what is done beyond it.
+    pub records: u64,
+    /// What is done beyond the base.
+    pub done_ahead: u64,
+    /// Since when, at least, there are records and none of them has been read.
+    pub untouched_since: Option<Instant>,
 }
 
 impl Default for KafkaStats {
@@ -59,7 +70,7 @@ impl Default for KafkaStats {
             polled_at_ms: AtomicU64::new(0),
             committed_at_ms: AtomicU64::new(0),
             answered_at_ms: AtomicU64::new(0),
-            lag: Mutex::new(BTreeMap::new()),
+            backlog: Mutex::new(BTreeMap::new()),
             stalled: Mutex::new(None),
             trouble: Mutex::new(None),
         }
@@ -82,10 +93,14 @@ impl KafkaStats {
         self.since(&self.answered_at_ms)
     }
 
-    /// Unfinished records of each assigned partition, as last measured: high watermark minus base
-    /// minus what is done beyond it.
+    /// What each assigned partition has left to do, as last measured.
+    pub fn backlog(&self) -> BTreeMap<TopicPartition, Backlog> {
+        self.backlog.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// [`Backlog::records`] of each assigned partition.
     pub fn lag(&self) -> BTreeMap<TopicPartition, u64> {
-        self.lag.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.backlog().into_iter().map(|(source, backlog)| (source, backlog.records)).collect()
     }
 
     /// The partition that has been silent longest although its log has more, and nothing holds intake.
@@ -116,8 +131,14 @@ impl KafkaStats {
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
     }
 
-    pub(super) fn set_lag(&self, lag: BTreeMap<TopicPartition, u64>) {
-        *self.lag.lock().unwrap_or_else(PoisonError::into_inner) = lag;
+    /// Takes a measurement of all partitions. One that is untouched still is so since it first was.
+    pub(super) fn set_backlog(&self, mut backlog: BTreeMap<TopicPartition, Backlog>) {
+        let mut before = self.backlog.lock().unwrap_or_else(PoisonError::into_inner);
+        for (source, now) in &mut backlog {
+            let earlier = before.get(source).and_then(|earlier| earlier.untouched_since);
+            now.untouched_since = now.untouched_since.map(|since| earlier.unwrap_or(since));
+        }
+        *before = backlog;
     }
 
     pub(super) fn set_stalled(&self, stalled: Option<(TopicPartition, Instant)>) {
@@ -135,4 +156,27 @@ impl KafkaStats {
 
 pub(super) fn count(counter: &AtomicU64, by: usize) {
     counter.fetch_add(by as u64, Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_untouched_partition_ages_until_it_is_read() {
+        let stats = KafkaStats::default();
+        let source = TopicPartition::new("t", 0);
+        let measured = |untouched_since| {
+            let backlog = Backlog { records: 3, done_ahead: 1, untouched_since };
+            stats.set_backlog(BTreeMap::from([(source.clone(), backlog)]));
+            stats.backlog()[&source].untouched_since
+        };
+        let first = Instant::now();
+        let later = first + Duration::from_secs(5);
+        assert_eq!(measured(Some(first)), Some(first));
+        assert_eq!(measured(Some(later)), Some(first));
+        assert_eq!(measured(None), None);
+        assert_eq!(measured(Some(later)), Some(later));
+        assert_eq!(stats.lag()[&source], 3);
+    }
 }

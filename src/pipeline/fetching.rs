@@ -22,7 +22,7 @@ impl ItemTask {
     /// Fetches the object. While S3 is held, so is the item: it has no bytes, and its time stands still.
     pub(super) async fn fetch(&self, object: &ObjectRef, facts: &mut Facts) -> Result<Fetch, Abandoned> {
         let Parts { hold, fetcher, metrics, retry, .. } = &*self.parts;
-        let _stage = metrics.enter(Stage::Fetch);
+        let stage = self.enter(Stage::Fetch);
         let mut backoff = retry.endless_backoff();
         let mut patience = Patience::new(Duration::from_millis(retry.deadline_ms));
         loop {
@@ -56,9 +56,13 @@ impl ItemTask {
                 Next::GiveUp => {
                     let message = format!("{error}; gave up after {} attempts", facts.attempts);
                     let error = ItemError::new(ErrorCode::RetryExhausted, Stage::Fetch, message);
+                    stage.fail(&error);
                     return Ok(Err((ItemStatus::Dead, error)));
                 }
-                Next::Final => return Ok(Err((error.status(), error.item_error()))),
+                Next::Final => {
+                    stage.fail(&error);
+                    return Ok(Err((error.status(), error.item_error())));
+                }
             }
         }
     }

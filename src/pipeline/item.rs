@@ -19,6 +19,7 @@ use crate::{
     score::{ItemStatus, ModelVersion},
     serving::{ServedModel, Ticket},
     store::{ScoreRow, SourcePosition, StoreError, StoredScore, WriteRequest},
+    telemetry::traces::Span,
 };
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -36,7 +37,9 @@ pub(super) struct ItemTask {
     pub parts: Arc<Parts>,
     pub in_flight: InFlight,
     pub record: Arc<ConsumedRecord>,
+    /// The span's place in the trace, which the output continues.
     pub trace: TraceContext,
+    pub span: Span,
     pub item: ParsedItem,
 }
 
@@ -78,11 +81,13 @@ impl ItemTask {
         let span = tracing::info_span!(
             "item",
             trace_id = %self.trace.trace_id(),
+            span_id = %self.trace.span_id(),
             receipt = %self.record.receipt,
             item = self.item.index,
         );
         async {
             if let Err(abandoned) = self.finish().await {
+                self.span.fail(&abandoned);
                 tracing::warn!(reason = %abandoned, "left to a replay");
             }
         }
@@ -107,6 +112,7 @@ impl ItemTask {
         }
         let revision = version.preprocess_revision;
         let position = self.record.receipt.position(self.item.index);
+        self.trace_end(facts.object.as_ref(), &stored);
         let mut staged =
             outcome::stage(&stored, facts, revision, &self.record, position, &self.trace, &parts.routes)?;
         self.observe(&stored);
@@ -188,7 +194,7 @@ impl ItemTask {
 
     /// The scored row of `id`, waiting for Postgres as long as it takes.
     pub(super) async fn lookup(&self, id: ScoreId) -> Result<Option<StoredScore>, Abandoned> {
-        let _stage = self.parts.metrics.enter(Stage::Lookup);
+        let _stage = self.enter(Stage::Lookup);
         let mut backoff = self.parts.retry.endless_backoff();
         loop {
             let pass = self.pass(&self.parts.hold.postgres).await?;
@@ -245,7 +251,7 @@ impl ItemTask {
     }
 
     async fn write_once(&self, row: ScoreRow) -> Result<Result<StoredScore, StoreError>, Abandoned> {
-        let _stage = self.parts.metrics.enter(Stage::Pg);
+        let _stage = self.enter(Stage::Pg);
         let (reply, answer) = oneshot::channel();
         self.parts.writer.send(WriteRequest { row, reply }).await.map_err(|_| Abandoned::Stopping)?;
         answer.await.map_err(|_| Abandoned::Stopping)
@@ -286,7 +292,7 @@ impl ItemTask {
         match &stored.row.error {
             Some(error) => {
                 metrics.error(error.stage, error.code);
-                tracing::info!(id = %stored.row.id, status = %stored.row.status, code = %error.code, message = error.message, "no score");
+                tracing::info!(id = %stored.row.id, status = %stored.row.status, code = %error.code, stage = %error.stage, reason = error.message, "no score");
             }
             None => {
                 tracing::debug!(id = %stored.row.id, status = %stored.row.status, score = stored.row.score, "done")

@@ -20,6 +20,7 @@ mod fetching;
 mod hold;
 mod in_flight;
 mod item;
+mod observing;
 mod outcome;
 mod patience;
 mod scoring;
@@ -34,15 +35,17 @@ pub use storing::{upsert, write_votes};
 pub use voting::Voting;
 
 use crate::{
+    fault::Stage,
     fetch::Fetcher,
     kafka::{ConsumedRecord, Ledger},
-    record::{input, trace::TraceContext},
+    record::input,
     retry::RetrySettings,
     serving::Models,
     store::{ScoreRow, Store, StoredScore, WriteRequest},
-    telemetry::metrics::Metrics,
+    telemetry::{metrics::Metrics, traces::Traces},
 };
 use in_flight::InFlight;
+use observing::{InStage, RecordWitness};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
@@ -62,6 +65,8 @@ pub struct Parts {
     /// What waits while a dependency is broken.
     pub hold: Arc<Hold>,
     pub metrics: Arc<Metrics>,
+    /// Where the spans of each record go.
+    pub traces: Traces,
     pub routes: Routes,
     pub retry: RetrySettings,
     /// Objects of more bytes are rejected.
@@ -109,7 +114,13 @@ impl Pipeline {
         {
             return self.admit_vote(record, Arc::clone(voting), tasks).await;
         }
+        let span = self.parts.traces.record(&record.headers);
+        let seed = span.seed();
+        let witness = RecordWitness::new(Arc::clone(metrics), span, &record, &routes.group);
+        ledger.attend(&record.receipt, Box::new(witness));
+        let parsing = InStage::new(metrics, &seed, Stage::Parse);
         let parsed = input::parse(record.payload.as_deref(), &record.headers, &routes.buckets);
+        drop(parsing);
         for reason in parsed.skipped() {
             metrics.records_skipped.inc();
             tracing::debug!(receipt = %record.receipt, reason = reason.as_str(), "skipped");
@@ -118,18 +129,19 @@ impl Pipeline {
         if !ledger.expect(&record.receipt, items.len() as u32) {
             return;
         }
-        let trace = TraceContext::continue_from(&record.headers);
         let record = Arc::new(record);
         for item in items {
             let Some(place) = admission.item().await else { return };
             if !ledger.start(&record.receipt) {
                 return;
             }
+            let span = seed.child("item");
             let task = item::ItemTask {
                 parts: Arc::clone(&self.parts),
                 in_flight: self.in_flight.clone(),
                 record: Arc::clone(&record),
-                trace: trace.clone(),
+                trace: span.context().clone(),
+                span,
                 item,
             };
             tasks.spawn(async move {
@@ -141,7 +153,11 @@ impl Pipeline {
 
     /// Starts the task of a vote once there is a place; a tombstone is none.
     async fn admit_vote(&self, record: ConsumedRecord, voting: Arc<Voting>, tasks: &TaskTracker) {
-        let Parts { ledger, metrics, admission, .. } = &*self.parts;
+        let Parts { ledger, metrics, admission, routes, traces, .. } = &*self.parts;
+        let span = traces.record(&record.headers);
+        let seed = span.seed();
+        let witness = RecordWitness::new(Arc::clone(metrics), span, &record, &routes.group);
+        ledger.attend(&record.receipt, Box::new(witness));
         let expected = u32::from(record.payload.is_some());
         if expected == 0 {
             metrics.records_skipped.inc();
@@ -153,7 +169,8 @@ impl Pipeline {
         if !ledger.start(&record.receipt) {
             return;
         }
-        let task = voting::VoteTask { parts: Arc::clone(&self.parts), voting, record };
+        let span = seed.child("vote");
+        let task = voting::VoteTask { parts: Arc::clone(&self.parts), voting, record, span };
         tasks.spawn(async move {
             task.run().await;
             drop(place);

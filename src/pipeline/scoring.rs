@@ -98,11 +98,7 @@ impl ItemTask {
                 continue;
             }
             let suspect = self.parts.ledger.is_suspect(&self.record.receipt);
-            let scored = {
-                let _stage = self.parts.metrics.enter(Stage::Infer);
-                model.score(&object.to_string(), image.bytes.clone(), suspect).await
-            };
-            match scored {
+            match self.ask(&model, &object, image.bytes.clone(), suspect).await {
                 Ok(scored) => {
                     leave.worked();
                     failpoint::reach("scored");

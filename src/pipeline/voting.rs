@@ -3,6 +3,7 @@
 use super::{
     Parts,
     item::{Abandoned, while_ours},
+    observing::InStage,
     outcome::{self, Facts},
 };
 use crate::{
@@ -10,8 +11,9 @@ use crate::{
     fault::{ErrorCode, ItemError, Stage},
     kafka::{ConsumedRecord, StagedRecord},
     labels::{Scale, Vote},
-    record::{dead_letter::DeadLetterClass, trace::TraceContext},
+    record::dead_letter::DeadLetterClass,
     store::{VoteOutcome, WriteRequest},
+    telemetry::traces::Span,
 };
 use std::sync::Arc;
 use time::OffsetDateTime;
@@ -36,15 +38,22 @@ pub(super) struct VoteTask {
     pub parts: Arc<Parts>,
     pub voting: Arc<Voting>,
     pub record: ConsumedRecord,
+    pub span: Span,
 }
 
 impl VoteTask {
     /// Runs the vote to its row or its dead letter, or leaves its record to a replay.
     pub async fn run(self) {
-        let trace = TraceContext::continue_from(&self.record.headers);
-        let span = tracing::info_span!("vote", trace_id = %trace.trace_id(), receipt = %self.record.receipt);
+        let trace = self.span.context();
+        let span = tracing::info_span!(
+            "vote",
+            trace_id = %trace.trace_id(),
+            span_id = %trace.span_id(),
+            receipt = %self.record.receipt,
+        );
         async {
             if let Err(abandoned) = self.finish().await {
+                self.span.fail(&abandoned);
                 tracing::warn!(reason = %abandoned, "left to a replay");
             }
         }
@@ -55,7 +64,10 @@ impl VoteTask {
     async fn finish(&self) -> Result<(), Abandoned> {
         let Parts { ledger, metrics, hold, models, .. } = &*self.parts;
         let receipt = &self.record.receipt;
-        let written = match self.read() {
+        let parsing = InStage::new(metrics, &self.span.seed(), Stage::Parse);
+        let read = self.read();
+        drop(parsing);
+        let written = match read {
             Ok(vote) => self.write(vote).await?,
             Err(error) => Err(error),
         };
@@ -70,7 +82,8 @@ impl VoteTask {
                 let model = while_ours(ledger, receipt, models.model_for(None)).await?;
                 metrics.vote("rejected");
                 metrics.error(error.stage, error.code);
-                tracing::info!(code = %error.code, message = error.message, "no vote");
+                self.span.fail(&error);
+                tracing::info!(code = %error.code, stage = %error.stage, reason = error.message, "no vote");
                 vec![self.letter(&error, &model.version().version)]
             }
         };
@@ -106,7 +119,7 @@ impl VoteTask {
 
     /// Hands the vote to the writer and waits until it is durable.
     async fn write(&self, vote: Vote) -> Result<Result<VoteOutcome, ItemError>, Abandoned> {
-        let _stage = self.parts.metrics.enter(Stage::Pg);
+        let _stage = InStage::new(&self.parts.metrics, &self.span.seed(), Stage::Pg);
         let (reply, answer) = oneshot::channel();
         let request = WriteRequest { row: vote, reply };
         self.voting.writer.send(request).await.map_err(|_| Abandoned::Stopping)?;

@@ -13,8 +13,20 @@ const SAMPLED: u8 = 1;
 pub struct TraceContext {
     trace_id: u128,
     span_id: u64,
+    parent: Parent,
     flags: u8,
     state: Option<String>,
+}
+
+/// The span that a span is part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parent {
+    /// The trace begins here.
+    None,
+    /// Another process's span.
+    Remote(u64),
+    /// A span of this process.
+    Local(u64),
 }
 
 impl TraceContext {
@@ -22,21 +34,80 @@ impl TraceContext {
     /// trace where the record carries none or one that the standard calls invalid.
     pub fn continue_from(headers: &[Header]) -> Self {
         match header_text(headers, "traceparent").and_then(parse_parent) {
-            Some((trace_id, _, flags)) => {
-                Self { trace_id, span_id: random_span_id(), flags, state: joined_state(headers) }
-            }
+            Some((trace_id, parent, flags)) => Self {
+                trace_id,
+                span_id: random_span_id(),
+                parent: Parent::Remote(parent),
+                flags,
+                state: joined_state(headers),
+            },
             None => Self::root(),
         }
     }
 
     /// The root of a new, sampled trace.
     pub fn root() -> Self {
-        Self { trace_id: random_trace_id(), span_id: random_span_id(), flags: SAMPLED, state: None }
+        Self {
+            trace_id: random_trace_id(),
+            span_id: random_span_id(),
+            parent: Parent::None,
+            flags: SAMPLED,
+            state: None,
+        }
+    }
+
+    /// A part of the work that this context is about.
+    pub fn child(&self) -> Self {
+        Self { span_id: random_span_id(), parent: Parent::Local(self.span_id), ..self.clone() }
+    }
+
+    /// The same, but for whether whoever continues the trace is to record it.
+    pub fn sampled(self, sampled: bool) -> Self {
+        Self { flags: if sampled { SAMPLED } else { 0 }, ..self }
+    }
+
+    /// Whether the trace is recorded.
+    pub fn is_sampled(&self) -> bool {
+        self.flags & SAMPLED != 0
+    }
+
+    /// Whether the trace is one of the share `ratio` (0 to 1) of all traces. Every process that asks for
+    /// the same trace and ratio gets the same answer, by the last seven bytes, which W3C Trace Context
+    /// level 2 wants to be random.
+    pub fn is_within(&self, ratio: f64) -> bool {
+        const RANDOM_BITS: u32 = 56;
+        let random = self.trace_id as u64 & ((1 << RANDOM_BITS) - 1);
+        (random as f64) < ratio * (1_u64 << RANDOM_BITS) as f64
     }
 
     /// 32 lower-case hexadecimal digits, for logs.
     pub fn trace_id(&self) -> String {
         format!("{:032x}", self.trace_id)
+    }
+
+    /// 16 lower-case hexadecimal digits, for logs.
+    pub fn span_id(&self) -> String {
+        format!("{:016x}", self.span_id)
+    }
+
+    /// The trace's id as a number.
+    pub fn trace_number(&self) -> u128 {
+        self.trace_id
+    }
+
+    /// The span's id as a number.
+    pub fn span_number(&self) -> u64 {
+        self.span_id
+    }
+
+    /// The span that this one is part of.
+    pub fn parent(&self) -> Parent {
+        self.parent
+    }
+
+    /// `tracestate`, if there is any.
+    pub fn state(&self) -> Option<&str> {
+        self.state.as_deref()
     }
 
     /// `traceparent`, and `tracestate` if there is any.
@@ -120,6 +191,28 @@ mod tests {
     fn an_unsampled_trace_stays_unsampled() {
         let context = TraceContext::continue_from(&with_parent(&PARENT.replace("-01", "-00")));
         assert!(context.to_string().ends_with("-00"));
+    }
+
+    #[test]
+    fn a_child_is_part_of_the_same_trace() {
+        let context = TraceContext::continue_from(&with_parent(PARENT));
+        assert_eq!(context.parent(), Parent::Remote(0xb7ad_6b71_6920_3331));
+        let child = context.child();
+        assert_eq!(child.trace_id(), context.trace_id());
+        assert_eq!(child.parent(), Parent::Local(context.span_number()));
+        assert_ne!(child.span_id(), context.span_id());
+        assert_eq!(TraceContext::root().parent(), Parent::None);
+    }
+
+    #[test]
+    fn a_ratio_is_kept_by_ids_alone() {
+        let roots: Vec<_> = (0..2_000).map(|_| TraceContext::root()).collect();
+        let within = roots.iter().filter(|root| root.is_within(0.25)).count();
+        // Ten standard deviations on either side.
+        assert!((300..700).contains(&within), "{within}");
+        assert!(roots.iter().all(|root| root.is_within(1.0) && !root.is_within(0.0)));
+        assert!(roots.iter().filter(|root| root.is_within(0.25)).all(|root| root.is_within(0.5)));
+        assert!(!TraceContext::root().sampled(false).is_sampled());
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! A loaded model with everything that belongs to it alone.
 
 use crate::{
-    inference::{EngineFailure, Health, ScoreFailure, Scored, ScoringService},
+    inference::{EngineFailure, Health, Observer, ScoreFailure, Scored, ScoringService, Step},
     quarantine::{Hello, Quarantine, QuarantineMetrics},
     score::ModelVersion,
 };
 use bytes::Bytes;
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 /// One version of a model, being served.
 ///
@@ -40,10 +40,38 @@ impl ServedModel {
     /// or when it was shut down before it took the image: [`Models::lost`](super::Models::lost) says
     /// whether another one takes it.
     pub async fn score(&self, name: &str, bytes: Bytes, suspect: bool) -> Result<Scored, ScoreFailure> {
-        match suspect {
-            true => self.quarantine.score(name, bytes).await,
-            false => self.service.score(name, bytes).await,
+        self.score_observed(name, bytes, suspect, None).await
+    }
+
+    /// As [`score`](Self::score), and tells `observer` how far the image is.
+    ///
+    /// # Errors
+    /// As [`score`](Self::score).
+    pub async fn score_observed(
+        &self,
+        name: &str,
+        bytes: Bytes,
+        suspect: bool,
+        observer: Option<Arc<dyn Observer>>,
+    ) -> Result<Scored, ScoreFailure> {
+        if !suspect {
+            return self.service.score_observed(name, bytes, observer).await;
         }
+        // The child decodes, and says nothing of when it is done with that.
+        if let Some(observer) = observer {
+            observer.reached(Step::Running { batch: 1 });
+        }
+        self.quarantine.score(name, bytes).await
+    }
+
+    /// The lowest and the highest score it can give.
+    pub fn score_range(&self) -> (f64, f64) {
+        self.service.model().score_range
+    }
+
+    /// How long the run of the model under way has taken; `None` between runs.
+    pub fn running_for(&self) -> Option<Duration> {
+        self.service.running_for()
     }
 
     /// Whether it scores images now.

@@ -6,7 +6,7 @@ use super::{
     share::{Purpose, Share},
 };
 use crate::{inference::EngineFailure, object::ObjectRef};
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 
 /// The models that are loaded, by what each is for.
@@ -165,6 +165,13 @@ impl Models {
         let lineup = self.lineup.borrow();
         let canary = lineup.canary.as_ref().map(|canary| &canary.model);
         lineup.champion.iter().chain(canary).map(|model| model.waiting()).sum()
+    }
+
+    /// How long the longest run of a model that publishes has been under way; `None` between runs.
+    pub fn running_for(&self) -> Option<Duration> {
+        let lineup = self.lineup.borrow();
+        let canary = lineup.canary.as_ref().map(|canary| &canary.model);
+        lineup.champion.iter().chain(canary).filter_map(|model| model.running_for()).max()
     }
 
     /// Frees every model. Images that ask for one from here on wait for ever.

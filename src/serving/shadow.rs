@@ -233,7 +233,7 @@ where
             }
             Err(ScoreFailure::Rejected { error, .. }) => {
                 self.metrics.unscored.add(1);
-                tracing::info!(code = %error.code, message = error.message, "the shadow has no score");
+                tracing::info!(code = %error.code, reason = error.message, "the shadow has no score");
                 None
             }
             // It has been taken away; so will be what else waits.

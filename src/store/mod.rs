@@ -10,6 +10,8 @@ mod labels;
 mod models;
 mod pool;
 mod promotions;
+mod references;
+mod retrain_summary;
 mod row;
 mod runs;
 mod scan;
@@ -26,6 +28,7 @@ pub use labels::{LabelCounts, LabelKey, StoredLabel};
 pub use models::{NewVersion, RegisteredVersion, Serving, UnknownVersionStatus, VersionError, VersionStatus};
 pub use pool::{PostgresSettings, Store};
 pub use promotions::{Promotion, Reign, Terms};
+pub use retrain_summary::RetrainSummary;
 pub use row::{ScoreRow, SourcePosition, StoredScore};
 pub use runs::{
     Claim, ClaimedRun, HeldRun, RetrainRun, RunError, RunKind, RunLease, RunOutcome, RunPlan, RunVerdict,

@@ -1,5 +1,6 @@
 //! Every metric's name, in one place. Labels are closed sets, so cardinality is bounded.
 
+use super::scores::ScoreMonitor;
 use crate::{
     fault::{ErrorCode, Stage},
     score::ItemStatus,
@@ -20,7 +21,7 @@ use prometheus_client::{
 use std::{
     fmt::{self, Write},
     sync::{Arc, Mutex},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// A label whose value is how the enum is written everywhere else.
@@ -67,6 +68,8 @@ pub enum Sample {
     Totals(Vec<(Labels, f64)>),
     /// Observations counted a bucket: `(upper bound, count)`, the last bound infinite, and their sum.
     Distribution { sum: f64, buckets: Vec<(f64, u64)> },
+    /// Such observations by label set: labels, sum and buckets.
+    Distributions(Vec<(Labels, f64, Vec<(f64, u64)>)>),
 }
 
 /// A named value with its help text; `read` is called at each scrape.
@@ -88,7 +91,7 @@ impl Collector for Sampled {
         let kind = match &sample {
             Sample::Total(_) | Sample::Totals(_) => MetricType::Counter,
             Sample::Levels(_) => MetricType::Gauge,
-            Sample::Distribution { .. } => MetricType::Histogram,
+            Sample::Distribution { .. } | Sample::Distributions(_) => MetricType::Histogram,
         };
         let mut metric = encoder.encode_descriptor(self.name, self.help, None, kind)?;
         match sample {
@@ -102,6 +105,12 @@ impl Collector for Sampled {
             Sample::Distribution { sum, buckets } => {
                 let count = buckets.iter().map(|(_, count)| count).sum();
                 metric.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
+            }
+            Sample::Distributions(distributions) => {
+                distributions.iter().try_for_each(|(labels, sum, buckets)| {
+                    let count = buckets.iter().map(|(_, count)| count).sum();
+                    metric.encode_family(labels)?.encode_histogram::<NoLabelSet>(*sum, count, buckets, None)
+                })
             }
         }
     }
@@ -121,9 +130,19 @@ pub struct Metrics {
     items: Family<StatusLabel, Counter>,
     votes: Family<OutcomeLabel, Counter>,
     errors: Family<ErrorLabel, Counter>,
+    failures: Family<StageLabel, Counter>,
     retries: Family<StageLabel, Counter>,
+    batch_wait: Histogram,
+    /// What the models' scores are like.
+    pub scores: Arc<ScoreMonitor>,
     stage_seconds: Family<StageLabel, Histogram>,
     in_flight: Family<StageLabel, Gauge>,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Metrics").finish_non_exhaustive()
+    }
 }
 
 impl Metrics {
@@ -148,6 +167,12 @@ impl Metrics {
         );
         let reused = Counter::default();
         registry.register("reused", "Items answered from a row that already held the score", reused.clone());
+        let failures = Family::default();
+        registry.register(
+            "stage_errors",
+            "Attempts that failed in a stage, whether repeated or final",
+            failures.clone(),
+        );
         let retries = Family::default();
         registry.register("retries", "Attempts repeated after a passing fault, by stage", retries.clone());
         let stage_seconds: Family<StageLabel, Histogram> =
@@ -160,6 +185,13 @@ impl Metrics {
         );
         let in_flight = Family::default();
         registry.register("stage_in_flight", "Items in a stage", in_flight.clone());
+        let batch_wait = Histogram::new(exponential_buckets(0.001, 2.0, 16));
+        registry.register_with_unit(
+            "batch_wait",
+            "Time a preprocessed image waits for a run of the model",
+            Unit::Seconds,
+            batch_wait.clone(),
+        );
         let record_age = Histogram::new(exponential_buckets(0.01, 2.0, 18));
         registry.register_with_unit(
             "record_age",
@@ -167,7 +199,7 @@ impl Metrics {
             Unit::Seconds,
             record_age.clone(),
         );
-        Arc::new(Self {
+        let metrics = Self {
             registry: Mutex::new(registry),
             records,
             records_skipped,
@@ -176,10 +208,30 @@ impl Metrics {
             items,
             votes,
             errors,
+            failures,
             retries,
+            batch_wait,
+            scores: Arc::default(),
             stage_seconds,
             in_flight,
-        })
+        };
+        metrics.preset();
+        metrics.sample(metrics.scores.sampled());
+        Arc::new(metrics)
+    }
+
+    /// Shows every label of the small closed sets from the start: a rate needs a zero to begin at.
+    fn preset(&self) {
+        for stage in Stage::ALL {
+            let label = StageLabel { stage: Shown(stage) };
+            drop(self.failures.get_or_create(&label));
+            drop(self.retries.get_or_create(&label));
+            drop(self.stage_seconds.get_or_create(&label));
+            drop(self.in_flight.get_or_create(&label));
+        }
+        for status in ItemStatus::ALL {
+            drop(self.items.get_or_create(&StatusLabel { status: Shown(status) }));
+        }
     }
 
     /// Counts one finished item.
@@ -195,11 +247,19 @@ impl Metrics {
     /// Counts one item that ended without a score.
     pub fn error(&self, stage: Stage, code: ErrorCode) {
         self.errors.get_or_create(&ErrorLabel { stage: Shown(stage), code: Shown(code) }).inc();
+        self.failures.get_or_create(&StageLabel { stage: Shown(stage) }).inc();
     }
 
     /// Counts one repeated attempt.
     pub fn retry(&self, stage: Stage) {
-        self.retries.get_or_create(&StageLabel { stage: Shown(stage) }).inc();
+        let label = StageLabel { stage: Shown(stage) };
+        self.retries.get_or_create(&label).inc();
+        self.failures.get_or_create(&label).inc();
+    }
+
+    /// Records how long a preprocessed image waited for a run of the model.
+    pub fn batch_wait(&self, waited: Duration) {
+        self.batch_wait.observe(waited.as_secs_f64());
     }
 
     /// Adds values that another part keeps.
@@ -237,6 +297,7 @@ impl Metrics {
 }
 
 /// An item's stay in one stage; the gauge cannot leak.
+#[derive(Debug)]
 pub struct StageGuard {
     gauge: Gauge,
     histogram: Histogram,
@@ -268,6 +329,9 @@ mod tests {
             r#"roc4mllm_items_total{status="rejected"} 1"#,
             r#"roc4mllm_votes_total{outcome="superseded"} 1"#,
             r#"roc4mllm_stage_in_flight{stage="fetch"} 0"#,
+            r#"roc4mllm_stage_errors_total{stage="decode"} 1"#,
+            r#"roc4mllm_stage_errors_total{stage="produce"} 0"#,
+            r#"roc4mllm_items_total{status="dead"} 0"#,
             r#"roc4mllm_stage_duration_seconds_count{stage="fetch"} 1"#,
         ] {
             assert!(text.lines().any(|shown| shown == line), "{line} not in\n{text}");

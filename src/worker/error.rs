@@ -3,6 +3,7 @@
 use crate::{
     config::ConfigError, fetch::FetchError, http::ListenError, image::PreprocessorError,
     inference::EngineFailure, kafka, registry::RegistryError, store::StoreError,
+    telemetry::traces::TracesError,
 };
 
 pub use crate::fault::UNAVAILABLE;
@@ -14,6 +15,8 @@ pub enum WorkerError {
     Configuration(#[from] ConfigError),
     #[error(transparent)]
     Listen(#[from] ListenError),
+    #[error(transparent)]
+    Traces(#[from] TracesError),
     #[error("Kafka: {0}")]
     Kafka(#[from] kafka::Error),
     #[error("S3: {0}")]
@@ -51,6 +54,7 @@ impl WorkerError {
             | Self::S3(FetchError::Configuration { .. })
             | Self::Configuration(_)
             | Self::Listen(_)
+            | Self::Traces(_)
             | Self::Preprocessing(_)
             | Self::Model(_) => 2,
             Self::Kafka(_) | Self::S3(_) | Self::Postgres(_) | Self::Silent { .. } => UNAVAILABLE,

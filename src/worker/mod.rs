@@ -2,6 +2,7 @@
 
 mod error;
 mod model;
+mod observing;
 mod probe;
 pub mod quarantined;
 mod samples;
@@ -19,12 +20,12 @@ use crate::{
     pipeline::{self, Admission, Hold, Parts, Pipeline, Routes, Voting},
     serving::Models,
     store::{self, ScoreRow, Store},
-    telemetry::metrics::Metrics,
+    telemetry::{metrics::Metrics, traces::Traces},
 };
 use futures_util::{FutureExt, future::LocalBoxFuture};
 use model::Serving;
 use std::{future::Future, pin::pin, sync::Arc, time::Duration};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 /// The poll thread turns many times a second; this long without a turn, it hangs.
@@ -36,6 +37,9 @@ const COMMIT_STALL: Duration = Duration::from_secs(30);
 
 /// Brokers are asked every few seconds at least; this long without an answer, nothing can be read.
 const BROKER_SILENCE: Duration = Duration::from_secs(30);
+
+/// How long the last spans may take to reach the trace collector.
+const FLUSH: Duration = Duration::from_secs(3);
 
 /// The answer only refines a setting; it is not worth a long wait.
 const RECORD_LIMIT_PATIENCE: Duration = Duration::from_secs(3);
@@ -88,6 +92,7 @@ async fn work(
         None => None,
     };
     let metrics = Metrics::new();
+    let traces = Traces::start(&config.telemetry, tokio::runtime::Handle::current())?;
     let probes = ProbeSlot::default();
     let stop_http = CancellationToken::new();
     let (address, _server) =
@@ -159,6 +164,7 @@ async fn work(
         admission: Arc::clone(&admission),
         hold: Arc::clone(&hold),
         metrics: Arc::clone(&metrics),
+        traces: traces.clone(),
         routes: Routes {
             buckets: config.s3.buckets.clone(),
             output_topic: config.kafka.output_topic.as_str().into(),
@@ -174,6 +180,15 @@ async fn work(
     metrics.sample(samples::quarantine(&serving.quarantine, &ledger));
     metrics.sample(samples::surroundings(&hold, &fetcher));
     metrics.sample(samples::serving(&models, &serving));
+    metrics.sample(samples::traces(&traces));
+    let (retraining, summary) = watch::channel(None);
+    metrics.sample(samples::retraining(&summary));
+    let observing = tokio::spawn(observing::observe(
+        store.clone(),
+        Arc::clone(&metrics.scores),
+        retraining,
+        config.telemetry.refresh_interval(),
+    ));
     probes.set(checks(&metrics, &stats, &ledger, Arc::clone(&models), hold));
     tracing::info!(topics = ?config.kafka.consumed_topics().collect::<Vec<_>>(), group = config.kafka.group, "consuming");
 
@@ -194,6 +209,8 @@ async fn work(
     // From here on the intake stays closed, whatever recovers, and the models stay what they are.
     regulating.abort();
     let _ = regulating.await;
+    observing.abort();
+    let _ = observing.await;
     if let Some(switching) = switching {
         switching.abort();
         let _ = switching.await;
@@ -210,6 +227,9 @@ async fn work(
         let _ = recording.await;
     }
     stop_http.cancel();
+    // After the last commit, with which the last traces end.
+    let flushed = tokio::task::spawn_blocking(move || traces.stop(FLUSH));
+    let _ = flushed.await;
     let drained = drained.map_err(|error| WorkerError::Drain(error.to_string()))?;
     tracing::info!(
         unfinished = drained.unfinished,

@@ -3,13 +3,21 @@
 use crate::{
     fetch::Fetcher,
     inference::metrics::{BATCH_SIZE_BOUNDS, InferenceMetrics},
-    kafka::{KafkaStats, Ledger},
+    kafka::{Backlog, KafkaStats, Ledger, Progress, TopicPartition},
     pipeline::{Admission, Hold},
     quarantine::QuarantineMetrics,
     serving::{Models, ServingMetrics, metrics::Stage},
-    telemetry::metrics::{Sample, Sampled},
+    store::RetrainSummary,
+    telemetry::{
+        metrics::{Sample, Sampled},
+        traces::Traces,
+    },
 };
-use std::sync::{Arc, atomic::AtomicU64, atomic::Ordering};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::AtomicU64, atomic::Ordering},
+    time::Instant,
+};
 
 /// Everything that is read at a scrape rather than counted along the way.
 pub(super) fn all(
@@ -72,6 +80,7 @@ fn inference(models: &Arc<Models>, metrics: &Arc<InferenceMetrics>) -> Vec<Sampl
     let (model_busy, decode_busy, sizes) = (metrics(), metrics(), metrics());
     let (cap, bisections, drafts) = (metrics(), metrics(), metrics());
     let (waiting, golden, age) = (Arc::clone(models), metrics(), metrics());
+    let (running, empty) = (Arc::clone(models), metrics());
     vec![
         total("model_batches", "Runs of the model", move || batches.batches.get() as f64),
         total("model_images", "Images that the model answered for", move || images.images.get() as f64),
@@ -80,6 +89,12 @@ fn inference(models: &Arc<Models>, metrics: &Arc<InferenceMetrics>) -> Vec<Sampl
         }),
         total("model_out_of_memory", "Batches halved for want of memory", move || {
             memory.out_of_memory.get() as f64
+        }),
+        level("model_running_seconds", "How long the run of the model under way has taken", move || {
+            running.running_for().unwrap_or_default().as_secs_f64()
+        }),
+        total("batch_empty_places", "Places in runs of the model that no image took", move || {
+            empty.empty_places.get() as f64
         }),
         level("model_batch_cap", "The most images in one run of the model now", move || {
             cap.batch_cap.get() as f64
@@ -130,8 +145,8 @@ fn kafka(stats: &Arc<KafkaStats>, ledger: &Arc<Ledger>) -> Vec<Sampled> {
         let stats = Arc::clone(stats);
         total(name, help, move || counter(&stats).load(Ordering::Relaxed) as f64)
     };
-    let (paused, lag, uncommitted) = (Arc::clone(stats), Arc::clone(stats), Arc::clone(ledger));
-    let backfill = Arc::clone(stats);
+    let (paused, committed, uncommitted) = (Arc::clone(stats), Arc::clone(stats), Arc::clone(ledger));
+    let (backfill, untouched, oldest) = (Arc::clone(stats), Arc::clone(stats), Arc::clone(ledger));
     vec![
         counted("commits", "Kafka commits that succeeded", |stats| &stats.commits),
         counted("commit_aborts", "Transactions aborted and plain commits that failed", |stats| &stats.aborts),
@@ -156,19 +171,28 @@ fn kafka(stats: &Arc<KafkaStats>, ledger: &Arc<Ledger>) -> Vec<Sampled> {
         level("uncommitted_records", "Finished records that wait for a commit", move || {
             uncommitted.uncommitted() as f64
         }),
+        level(
+            "last_commit_seconds",
+            "Since a commit, or the finding that there is none to make",
+            move || committed.since_commit().as_secs_f64(),
+        ),
+        by_partition("lag_records", "Records behind the end of the partition, less those already done", {
+            let stats = Arc::clone(stats);
+            move || stats.backlog().into_iter().map(|(source, backlog)| (source, backlog.records)).collect()
+        }),
+        by_partition("records_done_ahead", "Records done beyond the first that is not", {
+            let stats = Arc::clone(stats);
+            move || {
+                stats.backlog().into_iter().map(|(source, backlog)| (source, backlog.done_ahead)).collect()
+            }
+        }),
         Sampled {
-            name: "lag_records",
-            help: "Records behind the end of the partition, less those already done",
+            name: "oldest_unscored_seconds",
+            help: "Age of the oldest record that is not finished",
             read: Box::new(move || {
-                let labels = |topic: &str, partition: i32| {
-                    vec![("topic", topic.to_owned()), ("partition", partition.to_string())]
-                };
-                Sample::Levels(
-                    lag.lag()
-                        .into_iter()
-                        .map(|(place, lag)| (labels(&place.topic, place.partition), lag as f64))
-                        .collect(),
-                )
+                let ages = oldest_ages(&oldest.progress(), &untouched.backlog(), now_ms(), Instant::now());
+                let labelled = ages.into_iter().map(|(topic, age)| (vec![("topic", topic)], age));
+                Sample::Levels(labelled.collect())
             }),
         },
     ]
@@ -310,6 +334,100 @@ pub(super) fn serving(models: &Arc<Models>, metrics: &Arc<ServingMetrics>) -> Ve
     ]
 }
 
+/// What Postgres says of retraining; nothing where it says nothing.
+pub(super) fn retraining(summary: &tokio::sync::watch::Receiver<Option<RetrainSummary>>) -> Vec<Sampled> {
+    let of = |name, help, read: fn(&RetrainSummary) -> Option<f64>| {
+        let summary = summary.clone();
+        perhaps(name, help, move || summary.borrow().as_ref().and_then(read))
+    };
+    let runs = summary.clone();
+    vec![
+        Sampled {
+            name: "retrain_runs",
+            help: "Retraining runs that have ended, by outcome",
+            read: Box::new(move || {
+                let summary = runs.borrow();
+                let runs = summary.iter().flat_map(|summary| &summary.outcomes);
+                let levels = runs.map(|(outcome, runs)| (vec![("outcome", outcome.clone())], *runs as f64));
+                Sample::Levels(levels.collect())
+            }),
+        },
+        of("retrain_running", "Retraining runs that somebody works on", |summary| {
+            Some(summary.running as f64)
+        }),
+        of(
+            "retrain_last_success_timestamp_seconds",
+            "Unix time at which the last retraining run ended that did not fail",
+            |summary| Some(summary.last_success.map_or(f64::NAN, |ended| ended.unix_timestamp() as f64)),
+        ),
+        of(
+            "retrain_rejections_in_a_row",
+            "Retrained models that were rejected since the last one that was not",
+            |summary| Some(summary.rejections_in_a_row as f64),
+        ),
+    ]
+}
+
+/// What became of spans.
+pub(super) fn traces(traces: &Traces) -> Vec<Sampled> {
+    let traces = traces.clone();
+    vec![Sampled {
+        name: "trace_spans",
+        help: "Spans for the trace collector, by what became of them",
+        read: Box::new(move || {
+            let counted = |outcome: &str, spans: u64| (vec![("outcome", outcome.to_owned())], spans as f64);
+            let (ended, exported, failed) = traces
+                .counts()
+                .map_or((0, 0, 0), |counts| (counts.ended(), counts.exported(), counts.failed()));
+            Sample::Totals(vec![
+                counted("ended", ended),
+                counted("exported", exported),
+                counted("failed", failed),
+            ])
+        }),
+    }]
+}
+
+fn by_partition(
+    name: &'static str,
+    help: &'static str,
+    read: impl Fn() -> BTreeMap<TopicPartition, u64> + Send + Sync + 'static,
+) -> Sampled {
+    let levels = move || {
+        let labels = |source: &TopicPartition| {
+            vec![("topic", source.topic.to_string()), ("partition", source.partition.to_string())]
+        };
+        read().iter().map(|(source, value)| (labels(source), *value as f64)).collect()
+    };
+    Sampled { name, help, read: Box::new(move || Sample::Levels(levels())) }
+}
+
+/// Seconds by topic: of the oldest record that is read and unfinished, by its stamp; or, where there are
+/// records and none is read, since that was first seen.
+fn oldest_ages(
+    progress: &[Progress],
+    backlog: &BTreeMap<TopicPartition, Backlog>,
+    now_ms: i64,
+    now: Instant,
+) -> BTreeMap<String, f64> {
+    let mut ages = BTreeMap::new();
+    for progress in progress {
+        let read = progress.oldest_ms.map(|stamped| now_ms.saturating_sub(stamped).max(0) as f64 / 1000.0);
+        let since = backlog.get(&progress.source).and_then(|backlog| backlog.untouched_since);
+        let untouched = since.filter(|_| progress.unfinished == 0);
+        let untouched = untouched.map(|since| now.saturating_duration_since(since).as_secs_f64());
+        let age = read.or(untouched).unwrap_or_default();
+        let oldest: &mut f64 = ages.entry(progress.source.topic.to_string()).or_default();
+        *oldest = oldest.max(age);
+    }
+    ages
+}
+
+fn now_ms() -> i64 {
+    let now = time::OffsetDateTime::now_utc();
+    now.unix_timestamp() * 1000 + i64::from(now.millisecond())
+}
+
 fn total(name: &'static str, help: &'static str, read: impl Fn() -> f64 + Send + Sync + 'static) -> Sampled {
     Sampled { name, help, read: Box::new(move || Sample::Total(read())) }
 }
@@ -326,4 +444,45 @@ fn perhaps(
 ) -> Sampled {
     let levels = move || read().into_iter().map(|level| (Vec::new(), level)).collect();
     Sampled { name, help, read: Box::new(move || Sample::Levels(levels())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn progress(partition: i32, oldest_ms: Option<i64>) -> Progress {
+        Progress {
+            source: TopicPartition::new("t", partition),
+            base: 0,
+            done_ahead: 0,
+            unfinished: usize::from(oldest_ms.is_some()),
+            oldest_ms,
+            position: 0,
+            full: false,
+            starts: 0,
+            suspicious: false,
+        }
+    }
+
+    #[test]
+    fn a_topic_is_as_old_as_its_oldest_partition() {
+        let none = BTreeMap::new();
+        let now = Instant::now();
+        let age = |progress: &[Progress], backlog| oldest_ages(progress, backlog, 10_000, now)["t"];
+        assert_eq!(age(&[progress(0, None)], &none), 0.0);
+        assert_eq!(age(&[progress(0, Some(7_000)), progress(1, Some(9_000))], &none), 3.0);
+        assert_eq!(age(&[progress(0, Some(12_000))], &none), 0.0, "the producer's clock is ahead");
+    }
+
+    #[test]
+    fn what_was_never_read_ages_too() {
+        let now = Instant::now() + Duration::from_secs(30);
+        let since = now - Duration::from_secs(20);
+        let backlog = Backlog { records: 5, done_ahead: 0, untouched_since: Some(since) };
+        let backlog = BTreeMap::from([(TopicPartition::new("t", 0), backlog)]);
+        assert_eq!(oldest_ages(&[progress(0, None)], &backlog, 0, now)["t"], 20.0);
+        let read = oldest_ages(&[progress(0, Some(0))], &backlog, 1_000, now);
+        assert_eq!(read["t"], 1.0, "the measurement is older than the reading");
+    }
 }

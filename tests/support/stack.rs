@@ -235,6 +235,11 @@ impl Stack {
         dump.iter().map(|message| serde_json::from_slice(&message.payload).expect("JSON")).collect()
     }
 
+    /// Every committed output with its headers.
+    pub async fn output_records(&self) -> Vec<DeadLetter> {
+        dump(self.kafka.bootstrap().into(), self.output.clone()).await
+    }
+
     /// Every committed dead letter, in order.
     pub async fn dead_letters(&self) -> Vec<DeadLetter> {
         dump(self.kafka.bootstrap().into(), self.dead_letter.clone()).await
@@ -385,14 +390,25 @@ impl Worker {
 
     /// SIGTERM; the exit code once it has drained.
     pub fn terminate(self) -> Option<i32> {
-        let pid = i32::try_from(self.child.id()).expect("a process id");
-        // SAFETY: kill takes no pointers; the child has not been waited for, so the id is its own.
-        assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
-        let (code, log) = self.wait_within(Duration::from_secs(45));
+        let (code, log) = self.terminated();
         if code != Some(0) {
             eprintln!("{log}");
         }
         code
+    }
+
+    /// SIGTERM; the log, once the worker has drained and ended with `expected`.
+    pub fn terminate_with_log(self, expected: i32) -> String {
+        let (code, log) = self.terminated();
+        assert_eq!(code, Some(expected), "{log}");
+        log
+    }
+
+    fn terminated(self) -> (Option<i32>, String) {
+        let pid = i32::try_from(self.child.id()).expect("a process id");
+        // SAFETY: kill takes no pointers; the child has not been waited for, so the id is its own.
+        assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
+        self.wait_within(Duration::from_secs(45))
     }
 
     /// Exit code and log, once the process has ended by itself.

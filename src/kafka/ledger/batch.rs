@@ -39,14 +39,17 @@ impl Ledger {
 
     /// The partition's commit happened, outputs included.
     pub(in crate::kafka) fn committed(&self, part: &BatchPart) {
+        let mut witnesses = Vec::new();
         self.with_assignment(part, |assignment, _| {
             if let Some(tracker) = &mut assignment.tracker {
                 tracker.confirm(&part.plan);
             }
-            for offset in &part.plan.covered {
-                assignment.work.remove(offset);
-            }
+            let ended = part.plan.covered.iter().filter_map(|offset| assignment.work.remove(offset));
+            witnesses.extend(ended.filter_map(|work| work.witness));
         });
+        for witness in witnesses {
+            witness.committed();
+        }
     }
 
     /// The partition's commit certainly did not happen: everything waits again.
@@ -55,8 +58,13 @@ impl Ledger {
             if let Some(tracker) = &mut assignment.tracker {
                 tracker.retract(&part.plan);
             }
-            let outputs = part.plan.covered.iter().filter_map(|offset| assignment.work.get(offset));
-            *waiting += outputs.map(|work| work.outputs.len()).sum::<usize>();
+            for offset in &part.plan.covered {
+                let Some(work) = assignment.work.get_mut(offset) else { continue };
+                *waiting += work.outputs.len();
+                if let Some(witness) = &mut work.witness {
+                    witness.refused();
+                }
+            }
         });
     }
 
@@ -68,8 +76,10 @@ impl Ledger {
                 tracker.retract(&part.plan);
             }
             for offset in &part.plan.covered {
-                if let Some(work) = assignment.work.get_mut(offset) {
-                    work.outputs.clear();
+                let Some(work) = assignment.work.get_mut(offset) else { continue };
+                work.outputs.clear();
+                if let Some(witness) = &mut work.witness {
+                    witness.refused();
                 }
             }
         });

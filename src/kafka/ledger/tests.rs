@@ -22,7 +22,7 @@ fn opened(ledger: &Ledger, partition: i32) -> Epoch {
 }
 
 fn delivered(ledger: &Ledger, epoch: Epoch, offset: i64) -> Receipt {
-    match ledger.deliver(epoch, offset) {
+    match ledger.deliver(epoch, offset, None) {
         Delivery::Process(receipt) => receipt,
         other => panic!("{offset} gave {other:?}"),
     }
@@ -82,7 +82,7 @@ fn what_comes_for_a_dead_epoch_is_dropped() {
     assert_ne!(epoch, next);
     assert!(!ledger.is_live(&receipt) && !ledger.start(&receipt) && !ledger.expect(&receipt, 1));
     assert!(!ledger.complete(&receipt, 0, staged("late")));
-    assert_eq!(ledger.deliver(epoch, 1), Delivery::Dead);
+    assert_eq!(ledger.deliver(epoch, 1, None), Delivery::Dead);
     ledger.restage(&batch.parts[0]);
     ledger.committed(&batch.parts[0]);
     assert!(ledger.take().is_none());
@@ -137,6 +137,71 @@ fn outputs_that_were_produced_are_not_taken_again() {
     assert_eq!(again.parts[0].plan, batch.parts[0].plan);
 }
 
+/// Writes down what it is told.
+#[derive(Debug)]
+struct Diary(Arc<Mutex<Vec<&'static str>>>);
+
+impl Witness for Diary {
+    fn finished(&mut self) {
+        self.0.lock().unwrap().push("finished");
+    }
+
+    fn refused(&mut self) {
+        self.0.lock().unwrap().push("refused");
+    }
+
+    fn committed(self: Box<Self>) {
+        self.0.lock().unwrap().push("committed");
+    }
+}
+
+impl Drop for Diary {
+    fn drop(&mut self) {
+        self.0.lock().unwrap().push("dropped");
+    }
+}
+
+#[test]
+fn a_witness_is_told_of_refusals_and_of_the_commit() {
+    let (ledger, diary) = (ledger(), Arc::default());
+    let receipt = delivered(&ledger, opened(&ledger, 0), 0);
+    ledger.attend(&receipt, Box::new(Diary(Arc::clone(&diary))));
+    ledger.expect(&receipt, 1);
+    assert!(diary.lock().unwrap().is_empty());
+    ledger.complete(&receipt, 0, staged("a"));
+    ledger.restage(&ledger.take().unwrap().parts[0]);
+    ledger.committed(&ledger.take().unwrap().parts[0]);
+    assert_eq!(*diary.lock().unwrap(), ["finished", "refused", "committed", "dropped"]);
+}
+
+#[test]
+fn a_witness_goes_with_the_assignment() {
+    let (ledger, diary) = (ledger(), Arc::default());
+    let epoch = opened(&ledger, 0);
+    let receipt = delivered(&ledger, epoch, 0);
+    ledger.attend(&receipt, Box::new(Diary(Arc::clone(&diary))));
+    ledger.kill(&[epoch]);
+    assert_eq!(*diary.lock().unwrap(), ["dropped"]);
+    ledger.attend(&receipt, Box::new(Diary(Arc::clone(&diary))));
+    assert_eq!(*diary.lock().unwrap(), ["dropped", "dropped"]);
+}
+
+#[test]
+fn the_oldest_unfinished_record_is_known_by_its_stamp() {
+    let ledger = ledger();
+    let epoch = opened(&ledger, 0);
+    for (offset, stamp) in [(0, Some(30)), (1, Some(10)), (2, None)] {
+        let Delivery::Process(receipt) = ledger.deliver(epoch, offset, stamp) else { panic!("it is new") };
+        if offset == 1 {
+            let progress = ledger.progress();
+            assert_eq!((progress[0].unfinished, progress[0].oldest_ms), (2, Some(10)));
+            ledger.expect(&receipt, 0);
+        }
+    }
+    let progress = ledger.progress();
+    assert_eq!((progress[0].unfinished, progress[0].oldest_ms), (2, Some(30)));
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Deliver(i32),
@@ -170,7 +235,7 @@ proptest! {
             match step {
                 Step::Deliver(partition) => {
                     let index = partition as usize;
-                    let delivery = ledger.deliver(epochs[index], next[index]);
+                    let delivery = ledger.deliver(epochs[index], next[index], None);
                     let name = format!("{partition}/{}", next[index]);
                     next[index] += 1;
                     match delivery {

@@ -219,7 +219,7 @@ impl Worker {
                     return Ok(());
                 };
                 *position = record.offset + 1;
-                match self.ledger.deliver(held.epoch, record.offset) {
+                match self.ledger.deliver(held.epoch, record.offset, None) {
                     Delivery::Process(receipt) => {
                         self.ledger.expect(&receipt, record.objects.len() as u32);
                         let jobs = (0..).zip(&record.objects).map(|(item, &object)| Job {

@@ -8,7 +8,6 @@ use super::{
 };
 use crate::{
     evaluate::{Comparison, ComparisonError, Deviation, Evaluation, Outcome, Photo},
-    fault::ErrorCode,
     labels::Scale,
     model::{ModelSettings, config::ModelConfig, device::Quantize},
     registry::{CheckpointSource, ResolvedCheckpoint},

@@ -32,7 +32,6 @@ use std::{
     fmt, fs,
     future::Future,
     path::{Path, PathBuf},
-    pin::pin,
 };
 
 /// What became of a run.
@@ -135,7 +134,8 @@ impl<'a> Job<'a> {
         tracing::info!(run, attempt = claimed.attempts, champion = champion.version, "the run is ours");
         let watch = Watch::new(run);
         let heartbeat = Heartbeat::start(self.store.clone(), claimed.lease, lease, watch.clone());
-        let mut working = pin!(work(&claimed, &champion, &watch));
+        // Boxed, since the compiler follows the whole of it to lay out a future that holds it.
+        let mut working = Box::pin(work(&claimed, &champion, &watch));
         let done = tokio::select! {
             biased;
             done = &mut working => done,

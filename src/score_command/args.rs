@@ -117,7 +117,7 @@ impl ScoringArgs {
     }
 
     /// Names and values, for people.
-    pub fn shown(&self) -> [(String, String); 5] {
+    pub fn shown(&self) -> [(String, String); 6] {
         [
             ("device", self.device.to_string()),
             ("dtype", self.dtype.to_string()),

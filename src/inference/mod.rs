@@ -15,6 +15,7 @@ pub mod golden;
 pub mod metrics;
 pub mod permits;
 pub mod queue;
+mod reading;
 pub mod reply;
 pub mod runner;
 pub mod scorer;

@@ -83,12 +83,15 @@ pub enum Preprocess {
     /// Bit-equal to the reference
     #[default]
     Exact,
+    /// Large JPEGs at half size: about half the time, and slightly other scores, under another version
+    Fast,
 }
 
 impl From<Preprocess> for PreprocessMode {
     fn from(preprocess: Preprocess) -> Self {
         match preprocess {
             Preprocess::Exact => Self::Exact,
+            Preprocess::Fast => Self::Fast,
         }
     }
 }
@@ -118,11 +121,12 @@ impl ScoringArgs {
     }
 
     /// Names and values, for people.
-    pub fn shown(&self) -> [(String, String); 4] {
+    pub fn shown(&self) -> [(String, String); 5] {
         [
             ("device", self.device.to_string()),
             ("dtype", self.dtype.to_string()),
             ("prompt", self.prompt.to_string()),
+            ("preprocessing", PreprocessMode::from(self.preprocess).to_string()),
             ("batch size", self.batch_size.to_string()),
         ]
         .map(|(name, value)| (name.to_owned(), value))

@@ -26,6 +26,7 @@ pub mod settings;
 pub mod slot;
 #[cfg(feature = "dev")]
 pub mod stand_in;
+mod warm_up;
 pub mod watchdog;
 
 pub use engine::{Health, ModelInfo, StartError};

@@ -4,6 +4,8 @@
 mod engine;
 #[path = "worker/hold.rs"]
 mod hold;
+#[path = "worker/reuse.rs"]
+mod reuse;
 mod support;
 #[path = "worker/switch/mod.rs"]
 mod switch;

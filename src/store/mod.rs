@@ -5,8 +5,10 @@
 
 mod backfills;
 mod candidates;
+mod contents;
 mod error;
 mod labels;
+mod look_ups;
 mod models;
 mod pool;
 mod promotions;
@@ -21,10 +23,11 @@ pub use backfills::{BackfillState, Cursor};
 pub use candidates::CandidatePage;
 pub use error::StoreError;
 pub use labels::{LabelCounts, LabelKey, StoredLabel};
+pub use look_ups::{LookUp, look_up_batches};
 pub use models::{NewVersion, RegisteredVersion, Serving, UnknownVersionStatus, VersionError, VersionStatus};
 pub use pool::{PostgresSettings, Store};
 pub use promotions::{Promotion, Reign, Terms};
-pub use row::{ScoreRow, SourcePosition, StoredScore};
+pub use row::{KnownAnswer, ScoreRow, SourcePosition, StoredScore};
 pub use scan::ObjectPage;
 pub use shadow::{PAIRS_KEPT, ShadowPair, ShadowRecord, ShadowSums};
 pub use votes::{StoredVote, VoteOutcome};

@@ -66,7 +66,8 @@ fmt: ## Format the code
 	@cargo fmt
 
 .PHONY: bench
-bench: setup ## Measure, and write target/bench/results.json
+bench: ## Measure, and write target/bench/results.json
+	@scripts/setup.sh build postgres kafka bench
 	@rm -f target/bench/results.json
 	@cargo bench --locked
 

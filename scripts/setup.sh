@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install whatever is missing for the parts named, all of them by default:
+# Install whatever is missing for the parts named, all but bench by default:
 #   build     compiler, libraries and libtorch
 #   postgres  the Postgres server's binaries; no cluster is created
 #   photos    photographs for the demo
@@ -7,6 +7,7 @@
 #   pgbouncer for the fault tests
 #   tools     linters
 #   chart     Helm, promtool, schemas and a policy scanner, for charts/
+#   bench     Python packages of what the benchmarks compare with
 #   pip       what fetching wheels takes; every other part includes it
 # Only what is missing is touched, so a second run takes a moment.
 set -euo pipefail
@@ -18,9 +19,9 @@ parts=("$@")
 
 for part in "${parts[@]}"; do
     case $part in
-    build | postgres | photos | kafka | pgbouncer | tools | chart | pip) ;;
+    build | postgres | photos | kafka | pgbouncer | tools | chart | bench | pip) ;;
     *)
-        echo "setup: there is no part '$part'; the parts are build, postgres, photos, kafka, pgbouncer, tools, chart and pip" >&2
+        echo "setup: there is no part '$part'; the parts are build, postgres, photos, kafka, pgbouncer, tools, chart, bench and pip" >&2
         exit 2
         ;;
     esac
@@ -199,4 +200,18 @@ fi
 if wants chart; then
     python3 scripts/chart_tools.py "$deps/chart" ||
         echo "setup: WARNING: no Helm; 'make chart-test' will fail" >&2
+fi
+if wants bench; then
+    requirements=benches/python_worker/requirements.txt
+    wanted=$(sha256sum "$requirements" | cut -d' ' -f1)
+    if [[ ! -x $deps/bench/bin/python || $(cat "$deps/bench/stamp" 2>/dev/null) != "$wanted" ]]; then
+        echo "setup: installing the Python packages of the benchmarks' peers"
+        # Without pip in it: Debian has that in a package of its own.
+        rm -rf "$deps/bench"
+        { python3 -m venv --without-pip "$deps/bench" &&
+            python3 -m pip --python "$deps/bench/bin/python" install --quiet --disable-pip-version-check --no-input \
+                --require-hashes --only-binary=:all: --requirement "$requirements" &&
+            echo "$wanted" >"$deps/bench/stamp"; } ||
+            echo "setup: WARNING: no Python packages for the benchmarks' peers (pip 22.3 or later is needed); what compares with them fails" >&2
+    fi
 fi

@@ -8,6 +8,8 @@ mod hold;
 mod observability;
 #[path = "worker/retrain_loop.rs"]
 mod retrain_loop;
+#[path = "worker/reuse.rs"]
+mod reuse;
 mod support;
 #[path = "worker/switch/mod.rs"]
 mod switch;

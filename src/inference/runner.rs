@@ -6,6 +6,7 @@ use super::{
     metrics::InferenceMetrics,
     scorer::{ScoreBatch, Scorer, ScorerError},
     slot::{Slot, SlotPool},
+    warm_up::{fitting, peak_of},
     watchdog::RunClock,
 };
 use crate::{
@@ -68,26 +69,48 @@ impl Runner {
         capacity
     }
 
-    /// Runs the largest batch of neutral images, smaller if memory asks for it, and says how long the
-    /// run took that passed.
+    /// Finds the largest batch of neutral images that fits into memory, which none exceeds from then on, and
+    /// says how long its run took.
     ///
     /// # Errors
     /// [`EngineFailure`] when not even one image passes.
     pub fn warm_up(&mut self, slots: &SlotPool) -> Result<Duration, EngineFailure> {
-        loop {
-            let size = self.capacity();
-            let batch = ScoreBatch { slots: (0..size).map(|_| neutral_slot(slots)).collect() };
+        let capacity = self.capacity();
+        let mut size = capacity;
+        if capacity > 2 {
+            let mut peaks = [None; 2];
+            for (images, peak) in (1..).zip(&mut peaks) {
+                // What fails here fails below, where it is answered for.
+                *peak = peak_of(|| self.run_neutral(slots, images)).1;
+            }
+            size = fitting(capacity, peaks[0], peaks[1]);
+        }
+        let (mut fits, mut too_many) = (0, size + 1);
+        let mut took = Duration::ZERO;
+        while fits + 1 < too_many {
             let start = Instant::now();
-            match self.call(&batch) {
-                Ok(_) => return Ok(start.elapsed()),
+            match self.run_neutral(slots, size) {
+                Ok(()) => (fits, took) = (size, start.elapsed()),
                 Err(ScorerError::OutOfMemory { reason, .. }) if size == 1 => {
                     return Err(EngineFailure::out_of_memory(reason));
                 }
-                Err(ScorerError::OutOfMemory { .. }) => self.lower_cap(size),
+                Err(ScorerError::OutOfMemory { .. }) => too_many = size,
                 Err(ScorerError::Batch { reason, .. }) => return Err(EngineFailure::model(reason)),
                 Err(ScorerError::Device(reason)) => return Err(EngineFailure::device(reason)),
             }
+            size = fits.midpoint(too_many);
         }
+        if fits < capacity {
+            tracing::warn!(batch = fits, configured = capacity, "no larger batch fits into memory");
+        }
+        self.cap.settle(fits);
+        self.metrics.batch_cap.set(fits as u64);
+        Ok(took)
+    }
+
+    fn run_neutral(&mut self, slots: &SlotPool, images: usize) -> Result<(), ScorerError> {
+        let batch = ScoreBatch { slots: (0..images).map(|_| neutral_slot(slots)).collect() };
+        self.call(&batch).map(drop)
     }
 
     /// Scores `slots` and calls `answer` once an image, in their order.

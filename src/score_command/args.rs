@@ -80,12 +80,15 @@ pub enum Preprocess {
     /// Bit-equal to the reference
     #[default]
     Exact,
+    /// Large JPEGs at half size: about half the time, and slightly other scores, under another version
+    Fast,
 }
 
 impl From<Preprocess> for PreprocessMode {
     fn from(preprocess: Preprocess) -> Self {
         match preprocess {
             Preprocess::Exact => Self::Exact,
+            Preprocess::Fast => Self::Fast,
         }
     }
 }
@@ -117,13 +120,14 @@ impl ScoringArgs {
     }
 
     /// Names and values, for people.
-    pub fn shown(&self) -> [(String, String); 6] {
+    pub fn shown(&self) -> [(String, String); 7] {
         [
             ("device", self.device.to_string()),
             ("dtype", self.dtype.to_string()),
             ("quantize", self.quantize.to_string()),
             ("prompt", self.prompt.to_string()),
             ("decode", self.decode.to_string()),
+            ("preprocessing", PreprocessMode::from(self.preprocess).to_string()),
             ("batch size", self.batch_size.to_string()),
         ]
         .map(|(name, value)| (name.to_owned(), value))

@@ -5,8 +5,10 @@
 
 mod backfills;
 mod candidates;
+mod contents;
 mod error;
 mod labels;
+mod look_ups;
 mod models;
 mod pool;
 mod promotions;
@@ -25,11 +27,12 @@ pub use backfills::{BackfillState, Cursor};
 pub use candidates::CandidatePage;
 pub use error::StoreError;
 pub use labels::{LabelCounts, LabelKey, StoredLabel};
+pub use look_ups::{LookUp, look_up_batches};
 pub use models::{NewVersion, RegisteredVersion, Serving, UnknownVersionStatus, VersionError, VersionStatus};
 pub use pool::{PostgresSettings, Store};
 pub use promotions::{Promotion, Reign, Terms};
 pub use retrain_summary::RetrainSummary;
-pub use row::{ScoreRow, SourcePosition, StoredScore};
+pub use row::{KnownAnswer, ScoreRow, SourcePosition, StoredScore};
 pub use runs::{
     Claim, ClaimedRun, HeldRun, RetrainRun, RunError, RunKind, RunLease, RunOutcome, RunPlan, RunVerdict,
 };

@@ -4,7 +4,7 @@ use crate::{
     fetch::Fetcher,
     inference::metrics::{BATCH_SIZE_BOUNDS, InferenceMetrics},
     kafka::{Backlog, KafkaStats, Ledger, Progress, TopicPartition},
-    pipeline::{Admission, Hold},
+    pipeline::{Admission, Hold, Reuse},
     quarantine::QuarantineMetrics,
     serving::{Models, ServingMetrics, metrics::Stage},
     store::RetrainSummary,
@@ -195,6 +195,18 @@ fn kafka(stats: &Arc<KafkaStats>, ledger: &Arc<Ledger>) -> Vec<Sampled> {
                 Sample::Levels(labelled.collect())
             }),
         },
+    ]
+}
+
+/// What is kept of scores for identical content.
+pub(super) fn reuse(reuse: Option<&Arc<Reuse>>) -> Vec<Sampled> {
+    let Some(reuse) = reuse else { return Vec::new() };
+    let (entries, bytes) = (Arc::clone(reuse), Arc::clone(reuse));
+    vec![
+        level("reuse_entries", "Scores kept in memory for identical content", move || {
+            entries.held().0 as f64
+        }),
+        level("reuse_bytes", "Memory that those scores take", move || bytes.held().1 as f64),
     ]
 }
 

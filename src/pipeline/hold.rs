@@ -293,6 +293,12 @@ impl Pass<'_> {
         self.leave.as_ref().is_some_and(Leave::is_probe)
     }
 
+    /// How long the dependency has been broken, if this attempt is its probe.
+    pub fn probed_after(&self) -> Option<Duration> {
+        let since = self.dependency.lock().breaker.open_since().filter(|_| self.is_probe())?;
+        Some(since.elapsed())
+    }
+
     /// The dependency answered.
     pub fn worked(mut self) {
         self.tell(Told::Success, None);

@@ -113,11 +113,18 @@ impl ItemTask {
                 }
                 Err(ScoreFailure::Rejected { error, version }) => {
                     if error.code == ErrorCode::NonFiniteScore {
-                        leave.failed(self.asker(), &error);
-                        // With so many of them, it is the model that is to blame and not the image.
-                        if self.parts.hold.model.is_open() {
-                            self.parts.metrics.retry(Stage::Infer);
-                            continue;
+                        // Meanwhile the model has got the built-in picture right: then it is the image, and
+                        // nobody else may be left to show that.
+                        let proven = leave.probed_after().zip(model.proven_ago());
+                        if proven.is_some_and(|(broken_for, proven_ago)| proven_ago < broken_for) {
+                            leave.worked();
+                        } else {
+                            leave.failed(self.asker(), &error);
+                            // With so many of them, it is the model that is to blame and not the image.
+                            if self.parts.hold.model.is_open() {
+                                self.parts.metrics.retry(Stage::Infer);
+                                continue;
+                            }
                         }
                     }
                     let (error, lead) = (outcome::named(&object, error), turn.map(|turn| turn.lead));

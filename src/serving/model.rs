@@ -74,6 +74,12 @@ impl ServedModel {
         self.service.running_for()
     }
 
+    /// How long ago the built-in picture got its right score; `None` unless its last one was right.
+    pub fn proven_ago(&self) -> Option<Duration> {
+        let (right, ago) = self.service.metrics().golden.last()?;
+        right.then_some(ago)
+    }
+
     /// Whether it scores images now.
     ///
     /// # Errors

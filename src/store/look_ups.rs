@@ -56,7 +56,9 @@ mod tests {
     use super::*;
     use std::sync::Mutex;
 
-    fn ask(number: u32) -> (LookUp<u32, u32>, oneshot::Receiver<Result<Option<u32>, Option<StoreError>>>) {
+    type Answer = Result<Option<u32>, Option<StoreError>>;
+
+    fn ask(number: u32) -> (LookUp<u32, u32>, oneshot::Receiver<Answer>) {
         let (reply, answer) = oneshot::channel();
         (LookUp { key: number, reply }, answer)
     }

@@ -83,6 +83,9 @@ struct ErrorLabel {
 
 type Labels = Vec<(&'static str, String)>;
 
+/// `(upper bound, count)` each.
+pub type Buckets = Vec<(f64, u64)>;
+
 /// One value that another part of the process keeps, read at each scrape.
 #[derive(Clone, Debug)]
 pub enum Sample {
@@ -93,9 +96,9 @@ pub enum Sample {
     /// Totals by label set.
     Totals(Vec<(Labels, f64)>),
     /// Observations counted a bucket: `(upper bound, count)`, the last bound infinite, and their sum.
-    Distribution { sum: f64, buckets: Vec<(f64, u64)> },
+    Distribution { sum: f64, buckets: Buckets },
     /// Such observations by label set: labels, sum and buckets.
-    Distributions(Vec<(Labels, f64, Vec<(f64, u64)>)>),
+    Distributions(Vec<(Labels, f64, Buckets)>),
 }
 
 /// A named value with its help text; `read` is called at each scrape.

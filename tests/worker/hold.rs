@@ -337,7 +337,8 @@ async fn a_model_whose_scores_are_no_numbers_is_held_and_a_single_one_is_rejecte
     const ITEMS: u32 = 60;
     let around = Surroundings::start().await;
     around.perform(&Script { not_finite: BTreeSet::from([digest(30)]), ..Script::default() });
-    let worker = around.worker(&[]);
+    // The built-in picture, which this stand-in always gets right, must not come in between.
+    let worker = around.worker(&[("inference.golden_interval_ms", "3600000")]);
     around.load(0..40).await;
     around.stack.wait_for_outputs(40, WITHIN).await;
     let rejected = around.statuses().await.iter().filter(|status| *status == "rejected").count();
@@ -357,6 +358,23 @@ async fn a_model_whose_scores_are_no_numbers_is_held_and_a_single_one_is_rejecte
     let scored = around.statuses().await.iter().filter(|status| *status == "scored").count();
     assert_eq!(scored, (40 + ITEMS) as usize - before);
     assert_eq!(around.stack.dead_letters().await.len(), before);
+    assert_eq!(worker.terminate(), Some(0));
+}
+
+/// Nothing else comes that could show that the model is well; the built-in picture does.
+#[tokio::test(flavor = "multi_thread")]
+async fn images_that_a_sound_model_has_no_number_for_do_not_wait_for_ever() {
+    if roc4mllm::dev::skip_without_kafka() {
+        return;
+    }
+    const ITEMS: u32 = 12;
+    let around = Surroundings::start().await;
+    around.perform(&Script { not_finite: (0..ITEMS).map(digest).collect(), ..Script::default() });
+    let worker = around.worker(&[("inference.golden_interval_ms", "500")]);
+    around.load(0..ITEMS).await;
+    around.stack.wait_for_outputs(ITEMS as usize, WITHIN).await;
+    assert_eq!(around.statuses().await, vec!["rejected"; ITEMS as usize]);
+    recovered(&worker).await;
     assert_eq!(worker.terminate(), Some(0));
 }
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import select
+import socket
 import subprocess
 import time
 import urllib.error
@@ -120,18 +121,31 @@ def every_probe_path_answers(context):
     [(_, _, configuration, variables, _), *_] = [found for found in configurations(documents) if found[4] == "worker"]
     path = context.scratch / "probed.toml"
     path.write_text(configuration)
+    # Whoever accepts a connection and says nothing keeps the worker starting while it is asked.
+    silent = socket.create_server(("127.0.0.1", 0), backlog=64)
+    address = f"127.0.0.1:{silent.getsockname()[1]}"
+    variables = {**variables, "ROC4MLLM__POSTGRES__URL": f"postgres://scores:{HIDDEN}@{address}/scores?sslmode=disable"}
     command = [_binary(context), "worker", "--config", path]
-    # Nothing answers at these addresses, so the worker goes on starting while it is asked.
-    for override in ("http.listen=127.0.0.1:0", "kafka.brokers=127.0.0.1:1", "telemetry.log_level=info", "pipeline.start_timeout_ms=60000"):
+    for override in (
+        "http.listen=127.0.0.1:0",
+        f"kafka.brokers={address}",
+        f"s3.endpoint=http://{address}",
+        "s3.region=us-east-1",
+        "s3.access_key_id=placeholder",
+        f"s3.secret_access_key={HIDDEN}",
+        "telemetry.log_level=info",
+        f"pipeline.start_timeout_ms={START_PATIENCE_S * 1000}",
+    ):
         command += ["--set", override]
     # Unbuffered, so that what is not read yet can be waited for.
     worker = subprocess.Popen(command, env={**_clean_environment(), **variables}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, bufsize=0)
     try:
-        address = _address(worker)
-        answers = {path: _status(f"http://{address}{path}") for path in [*paths, "/no-such-path"]}
+        served = _address(worker)
+        answers = {path: _status(f"http://{served}{path}") for path in [*paths, "/no-such-path"]}
     finally:
         worker.kill()
         worker.wait()
+        silent.close()
     problems = [f"{path} is unknown to the worker" for path in paths if answers[path] == 404]
     if answers["/healthz"] != 200:
         problems.append(f"/healthz answers {answers['/healthz']} while the worker starts, which would have it killed")

@@ -31,6 +31,7 @@ def main():
         check_monitoring.the_dashboard_is_one,
         check_policy.policies_find_nothing_high,
         check_binary.every_configuration_is_accepted,
+        check_binary.every_command_line_is_understood,
         check_binary.every_probe_path_answers,
         check_binary.rules_and_panels_name_real_metrics,
         check_render.a_misspelt_field_is_seen,

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import select
+import socket
 import subprocess
 import time
 import urllib.error
@@ -84,6 +85,32 @@ def every_configuration_is_accepted(context):
     return f"{number} configurations of {', '.join(sorted(seen))}"
 
 
+def every_command_line_is_understood(context):
+    """Each container's arguments, with `--help` behind them: whatever is wrong before it is said first."""
+    lines = set()
+    for name in context.values:
+        for document in context.documents(name):
+            lines |= {tuple(container["args"]) for container in _containers(document.body)}
+    problems = []
+    for line in sorted(lines):
+        outcome = subprocess.run([_binary(context), *line, "--help"], env=_clean_environment(), capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        if outcome.returncode != 0:
+            problems.append(f"roc4mllm {' '.join(line)}: {outcome.stderr.strip().splitlines()[0]}")
+    if problems or not lines:
+        raise Failed(problems or "no container has arguments")
+    return f"{len(lines)} different ones"
+
+
+def _containers(node):
+    """Every container in an object."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from value if key in ("containers", "initContainers") and isinstance(value, list) else _containers(value)
+    elif isinstance(node, list):
+        for item in node:
+            yield from _containers(item)
+
+
 def every_probe_path_answers(context):
     """Starts the real worker on a rendered configuration, and asks for each path that the chart names."""
     documents = context.documents("default-values.yaml") + context.documents("monitoring-values.yaml")
@@ -94,17 +121,31 @@ def every_probe_path_answers(context):
     [(_, _, configuration, variables, _), *_] = [found for found in configurations(documents) if found[4] == "worker"]
     path = context.scratch / "probed.toml"
     path.write_text(configuration)
+    # Whoever accepts a connection and says nothing keeps the worker starting while it is asked.
+    silent = socket.create_server(("127.0.0.1", 0), backlog=64)
+    address = f"127.0.0.1:{silent.getsockname()[1]}"
+    variables = {**variables, "ROC4MLLM__POSTGRES__URL": f"postgres://scores:{HIDDEN}@{address}/scores?sslmode=disable"}
     command = [_binary(context), "worker", "--config", path]
-    # Nothing answers at these addresses, so the worker goes on starting while it is asked.
-    for override in ("http.listen=127.0.0.1:0", "kafka.brokers=127.0.0.1:1", "telemetry.log_level=info", "pipeline.start_timeout_ms=60000"):
+    for override in (
+        "http.listen=127.0.0.1:0",
+        f"kafka.brokers={address}",
+        f"s3.endpoint=http://{address}",
+        "s3.region=us-east-1",
+        "s3.access_key_id=placeholder",
+        f"s3.secret_access_key={HIDDEN}",
+        "telemetry.log_level=info",
+        f"pipeline.start_timeout_ms={START_PATIENCE_S * 1000}",
+    ):
         command += ["--set", override]
-    worker = subprocess.Popen(command, env={**_clean_environment(), **variables}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    # Unbuffered, so that what is not read yet can be waited for.
+    worker = subprocess.Popen(command, env={**_clean_environment(), **variables}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, bufsize=0)
     try:
-        address = _address(worker)
-        answers = {path: _status(f"http://{address}{path}") for path in [*paths, "/no-such-path"]}
+        served = _address(worker)
+        answers = {path: _status(f"http://{served}{path}") for path in [*paths, "/no-such-path"]}
     finally:
         worker.kill()
         worker.wait()
+        silent.close()
     problems = [f"{path} is unknown to the worker" for path in paths if answers[path] == 404]
     if answers["/healthz"] != 200:
         problems.append(f"/healthz answers {answers['/healthz']} while the worker starts, which would have it killed")
@@ -122,7 +163,7 @@ def _address(worker):
     said = []
     while time.monotonic() < deadline:
         if select.select([worker.stderr], [], [], 1)[0]:
-            line = worker.stderr.readline()
+            line = worker.stderr.readline().decode(errors="replace")
             if not line:
                 break
             said.append(line)

@@ -3,6 +3,7 @@
 import pathlib
 import tempfile
 import time
+import traceback
 
 import yaml
 
@@ -74,7 +75,9 @@ def run(root, checks, only):
             began = time.monotonic()
             try:
                 summary = check(context)
-            except Failed as failure:
+            except Exception as error:
+                # What a check did not foresee fails it, and leaves the others to run.
+                failure = error if isinstance(error, Failed) else Failed(traceback.format_exc().splitlines())
                 failed += 1
                 print(f"chart: FAILED: {name}")
                 for problem in failure.problems[:40]:

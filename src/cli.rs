@@ -242,7 +242,11 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Demo(args) => {
             // Of the worker's own lines only trouble is news beside the progress.
             let log_level = "warn,librdkafka=error,roc4mllm::score_command::progress=info".into();
-            overrides.install(TelemetrySettings { log_level, log_format: LogFormat::Human })?;
+            overrides.install(TelemetrySettings {
+                log_level,
+                log_format: LogFormat::Human,
+                ..TelemetrySettings::default()
+            })?;
             block_on(roc4mllm::dev::demo::run(&args, &mut std::io::stdout(), termination()))?
                 .map(|()| 0)
                 .map_err(|error| Failure::new(error.exit_code(), error))

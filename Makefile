@@ -12,7 +12,7 @@ help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 .PHONY: setup
-setup: ## Install whatever is missing: packages, libtorch, Postgres, Kafka, photographs, linters
+setup: ## Install whatever is missing: packages, libtorch, Postgres, Kafka, photographs, linters, Helm
 	@scripts/setup.sh
 
 .PHONY: libtorch
@@ -32,6 +32,18 @@ demo: ## Score photographs through Kafka, S3 and Postgres (PHOTOS=DIR: your own;
 test: setup ## Lint, then run every test (ALLOW_SKIP=1: skipped tests are no failure)
 	@scripts/lint.sh
 	@scripts/test.sh
+	@python3 scripts/chart_test.py
+
+.PHONY: chart-test
+chart-test: ## Test the Helm chart: render, validate, change each value, fire each alert (ONLY=word: checks so named)
+	@scripts/setup.sh build postgres chart
+	@cargo build --locked --quiet --bin roc4mllm
+	@python3 scripts/chart_test.py $(ONLY)
+
+.PHONY: chart-docs
+chart-docs: ## Write the chart's schema and its table of values anew, after a change of values.yaml
+	@scripts/setup.sh chart
+	@python3 scripts/chart_docs.py
 
 .PHONY: chaos
 chaos: ## Break everything once, and look for what was lost or doubled (ROWS=1,8 SEEDS=3 BREAK=RULE LANES=2)
@@ -54,7 +66,8 @@ fmt: ## Format the code
 	@cargo fmt
 
 .PHONY: bench
-bench: setup ## Measure, and write target/bench/results.json
+bench: ## Measure, and write target/bench/results.json
+	@scripts/setup.sh build postgres kafka bench
 	@rm -f target/bench/results.json
 	@cargo bench --locked
 
@@ -72,6 +85,15 @@ demo-model: ## Train a small model of its own on photographs made worse in known
 install: ## Install an optimised build with its libraries (PREFIX=DIR, ~/.local by default)
 	@scripts/setup.sh build
 	@scripts/install.sh "$(PREFIX)" $(or $(PROFILE),release) "$(FEATURES)"
+
+.PHONY: image
+image: ## Build the container image (FLAVOUR=cuda; RUST_IMAGE=, BASE_IMAGE=: pinned by digest)
+	@RUST_IMAGE="$(RUST_IMAGE)" BASE_IMAGE="$(BASE_IMAGE)" scripts/image.sh $(or $(FLAVOUR),cpu)
+
+.PHONY: sbom
+sbom: ## List what is in the image as CycloneDX JSON, in target/sbom (FLAVOUR=cuda)
+	@scripts/setup.sh pip
+	@python3 scripts/sbom.py $(or $(FLAVOUR),cpu)
 
 .PHONY: clean-deps
 clean-deps: ## Remove what setup downloaded (not apt's packages)

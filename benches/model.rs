@@ -10,14 +10,23 @@ mod support {
     pub mod timing;
 }
 
-use roc4mllm::model::{
-    checkpoint::expected_tensors,
-    config::{AbstractorConfig, LanguageConfig, ModelConfig, SpecialTokens, VisionConfig},
-    family::{Block, Family},
-    mplug_owl2::MplugOwl2,
-    parameters::Parameters,
+use roc4mllm::{
+    model::{
+        checkpoint::expected_tensors,
+        config::{AbstractorConfig, LanguageConfig, ModelConfig, SpecialTokens, VisionConfig},
+        device::{Quantize, has_bf16_instructions},
+        family::{Block, Family},
+        mplug_owl2::MplugOwl2,
+        parameters::Parameters,
+    },
+    plan::work::VisionWork,
 };
-use support::peak::{Peak, language_work, volume};
+use std::time::Instant;
+use support::{
+    peak::{Peak, RUNS, language_work},
+    results::{Entry, record},
+    timing::interleaved,
+};
 use tch::{Device, Kind, Tensor};
 
 const LAYERS: i64 = 2;
@@ -27,24 +36,75 @@ const TEXT: i64 = 64;
 fn main() {
     let _no_grad = tch::no_grad_guard();
     for (kind, peak) in Peak::of_each_type() {
-        let network = network(kind);
+        let network = network(kind, Quantize::None);
         for batch in [1, 4] {
             let run = || drop(network.vision().forward(&pixels(batch, kind)).expect("a forward pass"));
-            let work = vision_work(&network.config().vision, batch);
+            let work = batch as f64 * VisionWork::of(&network.config().vision).total();
             peak.compare(&name("vision", &peak, batch), "vision", batch, work, run);
-            let positions = TEXT + network.image_positions();
-            let width = network.config().language.hidden_size;
-            let embeddings = Tensor::randn([batch, positions, width], (kind, Device::Cpu));
-            let image = TEXT / 2..TEXT / 2 + network.image_positions();
-            let run = || {
-                let mut cache = network.new_cache(batch, positions).expect("a cache");
-                let block = Block { embeddings: &embeddings, image: image.clone() };
-                drop(network.forward(&block, &mut cache).expect("a forward pass"));
-            };
+            let embeddings = embeddings(&network, batch, kind);
+            let positions = embeddings.size()[1];
+            let run = || read(&network, &embeddings);
             let work = language_work(&network.config().language, positions, batch);
             peak.compare(&name("language", &peak, batch), "language", batch, work, run);
         }
     }
+    compare_quantized();
+}
+
+/// Both parts with weights and activations in bytes, beside bf16: the same images, the same prompt.
+fn compare_quantized() {
+    if !has_bf16_instructions() {
+        println!("w8a8: not measured, since this processor has no bf16 instructions to compare with");
+        return;
+    }
+    let networks = [Quantize::None, Quantize::W8a8].map(|quantize| network(Kind::BFloat16, quantize));
+    for batch in [1, 4] {
+        let pixels = pixels(batch, Kind::BFloat16);
+        let embeddings = embeddings(&networks[0], batch, Kind::BFloat16);
+        let [bf16, w8a8] = &networks;
+        let see = |network: &MplugOwl2| drop(network.vision().forward(&pixels).expect("a forward pass"));
+        let start = Instant::now();
+        let times = interleaved(
+            || start.elapsed(),
+            RUNS,
+            &mut [&mut || see(bf16), &mut || see(w8a8), &mut || read(bf16, &embeddings), &mut || {
+                read(w8a8, &embeddings)
+            }],
+        );
+        let ms = |index: usize| times[index].as_secs_f64() * 1e3;
+        for (part, bf16, w8a8) in
+            [("", ms(0) + ms(2), ms(1) + ms(3)), ("_vision", ms(0), ms(1)), ("_language", ms(2), ms(3))]
+        {
+            let name = match batch {
+                1 => format!("w8a8_speedup{part}"),
+                batch => format!("w8a8_speedup{part}_b{batch}"),
+            };
+            println!("{name}: {w8a8:.1} ms, bf16 {bf16:.1} ms, {:.2} times as fast", bf16 / w8a8);
+            record(&[Entry {
+                name: &name,
+                value: w8a8,
+                unit: "ms",
+                against: "the same layers in bf16",
+                against_value: bf16,
+                ratio: bf16 / w8a8,
+                runs: RUNS,
+            }]);
+        }
+    }
+}
+
+/// What stands for a prompt with its image in the middle.
+fn embeddings(network: &MplugOwl2, batch: i64, kind: Kind) -> Tensor {
+    let positions = TEXT + network.image_positions();
+    Tensor::randn([batch, positions, network.config().language.hidden_size], (kind, Device::Cpu))
+}
+
+/// One pass of the language model over whole rows.
+fn read(network: &MplugOwl2, embeddings: &Tensor) {
+    let (rows, positions, _) = embeddings.size3().expect("three dimensions");
+    let mut cache = network.new_cache(rows, positions).expect("a cache");
+    let block = Block::new(embeddings, TEXT / 2..TEXT / 2 + network.image_positions());
+    drop(network.forward(&block, &mut cache).expect("a forward pass"));
 }
 
 /// The plain name is the largest batch in f32, the type that every processor multiplies at speed.
@@ -55,23 +115,12 @@ fn name(part: &str, peak: &Peak, batch: i64) -> String {
     }
 }
 
-/// Floating-point operations of the vision model over `batch` images, counted as
-/// [`language_work`] does.
-fn vision_work(config: &VisionConfig, batch: i64) -> f64 {
-    let VisionConfig { hidden_size: width, intermediate_size: wide, patch_size: patch, .. } = *config;
-    let positions = config.positions();
-    let embedding = volume(&[positions - 1, 3 * patch * patch, width]);
-    let layer =
-        volume(&[positions, width, 4 * width + 2 * wide]) + 2.0 * volume(&[positions, positions, width]);
-    2.0 * batch as f64 * (embedding + LAYERS as f64 * layer)
-}
-
 fn pixels(images: i64, kind: Kind) -> Tensor {
     Tensor::randn([images, 3, 448, 448], (kind, Device::Cpu))
 }
 
 /// The published dimensions but for the number of layers and the vocabulary.
-fn network(kind: Kind) -> MplugOwl2 {
+fn network(kind: Kind, quantize: Quantize) -> MplugOwl2 {
     let config = ModelConfig {
         model_type: "mplug_owl2".into(),
         torch_dtype: None,
@@ -118,5 +167,6 @@ fn network(kind: Kind) -> MplugOwl2 {
         let weight = (Tensor::randn(&expected.shape, (Kind::Float, Device::Cpu)) * 0.02).to_kind(kind);
         (name, weight)
     });
-    MplugOwl2::new(config, Parameters::new(weights.collect())).expect("every weight is there")
+    let parameters = Parameters::new(weights.collect()).for_inference(quantize, kind, Device::Cpu);
+    MplugOwl2::new(config, parameters).expect("every weight is there")
 }

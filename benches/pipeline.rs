@@ -6,39 +6,32 @@
 //! worker share the machine.
 
 mod support {
+    pub mod free;
     pub mod photo;
     pub mod results;
+    pub mod topics;
 }
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use rdkafka::{
-    ClientConfig, Message, Offset, TopicPartitionList,
+    ClientConfig, Message,
     consumer::{BaseConsumer, Consumer},
     error::{KafkaError, RDKafkaErrorCode},
-    message::BorrowedMessage,
-    producer::{
-        BaseRecord, DefaultProducerContext, FutureProducer, FutureRecord, Producer, ThreadedProducer,
-    },
+    producer::{FutureProducer, FutureRecord, Producer},
 };
 use roc4mllm::{
     config::Config,
     dev::{TestDatabase, TestKafka, TestS3},
-    fault::ItemError,
-    image::{ImageSettings, PREPROCESS_REVISION, Preprocessor},
-    inference::{InferenceSettings, ScoreBatch, Scorer, ScorerError, ScoringService, StartError},
-    score::{Answer, DecodeKind, ModelVersion, ScoreValue},
     secret::Secret,
-    worker::{self, WorkerError},
+    worker,
 };
 use serde_json::json;
-use std::{
-    convert::Infallible,
-    fs,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 use support::{
+    free::service,
     photo::photo,
     results::{Entry, record},
+    topics::{Anything, PATIENCE, Reader, next, produce, producer_config},
 };
 use tokio::sync::oneshot;
 
@@ -50,9 +43,6 @@ const FIRST_RECORDS: usize = 100;
 const BARE_RECORDS: usize = 100_000;
 const PARTITIONS: i32 = 6;
 const RUNS: usize = 3;
-const PATIENCE: Duration = Duration::from_secs(120);
-
-type Anything = Box<dyn std::error::Error + Send + Sync>;
 
 #[tokio::main]
 async fn main() -> Result<(), Anything> {
@@ -104,10 +94,11 @@ struct Bench {
 impl Bench {
     async fn start() -> Result<Self, Anything> {
         let (kafka, s3) = (TestKafka::real().await?, TestS3::create().await?);
-        let jpeg = bytes::Bytes::from(photo(480, 320));
-        let object_bytes = jpeg.len();
-        let upload = |number| {
-            let (s3, jpeg) = (&s3, jpeg.clone());
+        let jpeg = photo(480, 320);
+        let object_bytes = jpeg.len() + size_of::<usize>();
+        let upload = |number: usize| {
+            // Behind the end of the picture, so that no content comes twice.
+            let (s3, jpeg) = (&s3, [&jpeg[..], &number.to_le_bytes()].concat());
             async move {
                 let key = format!("uploads/{number:06}.jpg");
                 let etag = s3.put(&key, jpeg).await?;
@@ -148,11 +139,12 @@ impl Bench {
         });
         let (first, timed) = self.records.split_at(FIRST_RECORDS);
         let drive = async {
-            let reader = Reader::open(&self.kafka, &output)?;
-            produce(&self.kafka, &input, first.iter())?;
+            let kafka = self.kafka.bootstrap();
+            let reader = Reader::open(kafka, &output, PARTITIONS)?;
+            produce(kafka, &input, PARTITIONS, first.iter())?;
             let reader = reader.take(FIRST_RECORDS).await?;
             let start = Instant::now();
-            produce(&self.kafka, &input, timed.iter())?;
+            produce(kafka, &input, PARTITIONS, timed.iter())?;
             let reader = reader.take(RECORDS).await?;
             let seconds = start.elapsed().as_secs_f64();
             drop(stop);
@@ -165,7 +157,7 @@ impl Bench {
     /// One run of the bare loop, which writes `output` for every record.
     async fn bare(&self, output: Vec<u8>) -> Result<f64, Anything> {
         let [input, target] = self.topics(["bare-uploads", "bare-scores"]).await?;
-        produce(&self.kafka, &input, self.records.iter().cycle().take(BARE_RECORDS))?;
+        produce(self.kafka.bootstrap(), &input, PARTITIONS, self.records.iter().cycle().take(BARE_RECORDS))?;
         let bootstrap = self.kafka.bootstrap().to_owned();
         tokio::task::spawn_blocking(move || consume_and_produce(&bootstrap, &input, &target, &output)).await?
     }
@@ -214,148 +206,4 @@ fn consume_and_produce(bootstrap: &str, input: &str, target: &str, output: &[u8]
             .map_err(|(error, _)| error)?;
     }
     Ok(BARE_RECORDS as f64 / seconds)
-}
-
-/// The next record. A poll returns early without one for events such as a rebalance.
-fn next(consumer: &BaseConsumer) -> Result<BorrowedMessage<'_>, Anything> {
-    let deadline = Instant::now() + PATIENCE;
-    while Instant::now() < deadline {
-        if let Some(message) = consumer.poll(Duration::from_millis(100)) {
-            return Ok(message?);
-        }
-    }
-    Err(format!("no record came in {PATIENCE:?}").into())
-}
-
-/// As the worker's own, without the transactions.
-fn producer_config(bootstrap: &str) -> ClientConfig {
-    let mut config = ClientConfig::new();
-    config
-        .set("bootstrap.servers", bootstrap)
-        .set("acks", "all")
-        .set("enable.idempotence", "true")
-        .set("compression.type", "zstd")
-        .set("linger.ms", "2");
-    config
-}
-
-/// Appends records, spread over the partitions, and waits until the broker has them.
-fn produce<'a>(
-    kafka: &TestKafka,
-    topic: &str,
-    payloads: impl Iterator<Item = &'a Vec<u8>>,
-) -> Result<(), Anything> {
-    let producer: ThreadedProducer<DefaultProducerContext> = producer_config(kafka.bootstrap()).create()?;
-    for (number, payload) in payloads.enumerate() {
-        let mut next = BaseRecord::<(), _>::to(topic).partition(number as i32 % PARTITIONS).payload(payload);
-        while let Err((error, same)) = producer.send(next) {
-            if error != KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull) {
-                return Err(error.into());
-            }
-            next = same;
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-    Ok(tokio::task::block_in_place(|| producer.flush(PATIENCE))?)
-}
-
-/// Counts what `read_committed` readers see of a topic.
-struct Reader {
-    consumer: BaseConsumer,
-    last: Vec<u8>,
-}
-
-impl Reader {
-    fn open(kafka: &TestKafka, topic: &str) -> Result<Self, Anything> {
-        let consumer: BaseConsumer = ClientConfig::new()
-            .set("bootstrap.servers", kafka.bootstrap())
-            .set("group.id", "reader")
-            .set("enable.auto.commit", "false")
-            .set("isolation.level", "read_committed")
-            .create()?;
-        let mut assignment = TopicPartitionList::new();
-        for partition in 0..PARTITIONS {
-            assignment.add_partition_offset(topic, partition, Offset::Beginning)?;
-        }
-        consumer.assign(&assignment)?;
-        Ok(Self { consumer, last: Vec::new() })
-    }
-
-    /// Waits for `count` more outputs.
-    async fn take(mut self, count: usize) -> Result<Self, Anything> {
-        tokio::task::spawn_blocking(move || {
-            for _ in 0..count {
-                self.last = next(&self.consumer)?.payload().unwrap_or_default().to_vec();
-            }
-            Ok(self)
-        })
-        .await?
-    }
-}
-
-/// Scores without a model, at the published model's input size.
-async fn service(settings: InferenceSettings, images: ImageSettings) -> Result<ScoringService, WorkerError> {
-    let failed = |error: &dyn std::fmt::Display| WorkerError::Model(error.to_string());
-    let folder = tempfile::tempdir().map_err(|error| failed(&error))?;
-    let preprocessing = json!({
-        "size": 448, "crop_size": 448, "resample": 3,
-        "image_mean": [0.481, 0.458, 0.408], "image_std": [0.269, 0.261, 0.276],
-    });
-    fs::write(folder.path().join("preprocessor_config.json"), preprocessing.to_string())
-        .and_then(|()| fs::write(folder.path().join("config.json"), "{}"))
-        .map_err(|error| failed(&error))?;
-    let preprocessor = Preprocessor::open(folder.path())?;
-    let build = || Ok(Box::new(Free::new()) as Box<dyn Scorer>);
-    ScoringService::start(build, preprocessor, images, &settings)
-        .await
-        .map_err(|error: StartError<Infallible>| failed(&error))
-}
-
-/// A scorer that looks at one value of an image. The stand-in of the tests hashes all of them, which
-/// costs more than the rest of the pipeline.
-struct Free {
-    version: ModelVersion,
-}
-
-impl Free {
-    fn new() -> Self {
-        let name = || "bench".to_owned();
-        Self {
-            version: ModelVersion {
-                model: name(),
-                version: name(),
-                preprocess_revision: PREPROCESS_REVISION,
-            },
-        }
-    }
-}
-
-impl Scorer for Free {
-    fn image_size(&self) -> usize {
-        448
-    }
-
-    fn version(&self) -> &ModelVersion {
-        &self.version
-    }
-
-    fn score_range(&self) -> (f64, f64) {
-        (1.0, 10.0)
-    }
-
-    fn score(&mut self, batch: &ScoreBatch) -> Result<Vec<Result<Answer, ItemError>>, ScorerError> {
-        let answer = |first: f32| {
-            let weight = first.abs().min(1.0);
-            let distribution = (0..10).map(|bin| if bin == 0 { weight } else { (1.0 - weight) / 9.0 });
-            let score = ScoreValue::from_distribution(distribution.collect(), 1.0, 10.0);
-            Answer {
-                text: format!("The score is {:.4}.", score.score),
-                scores: vec![score],
-                tokens: Vec::new(),
-                decode: DecodeKind::Generated,
-                forwards: 1,
-            }
-        };
-        Ok(batch.slots.iter().map(|slot| Ok(answer(slot.values()[0]))).collect())
-    }
 }

@@ -18,11 +18,13 @@ tool() {
 
 tool cargo-deny
 tool cargo-shear
+tool hadolint
 tool shellcheck
 
 step cargo fmt --all --check
+step hadolint Dockerfile
 step shellcheck --external-sources scripts/*.sh .ci/run
-step python3 -c 'import ast, pathlib; [ast.parse(path.read_text(), path) for path in pathlib.Path("scripts").glob("*.py")]'
+step python3 -c 'import ast, pathlib; [ast.parse(path.read_text(), path) for path in pathlib.Path("scripts").rglob("*.py")]'
 step cargo shear
 step cargo deny --locked --log-level error check --allow duplicate bans licenses sources
 step cargo clippy --locked --all-targets -- --deny warnings

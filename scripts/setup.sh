@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Install whatever is missing for the parts named, all of them by default:
+# Install whatever is missing for the parts named, all but bench by default:
 #   build     compiler, libraries and libtorch
 #   postgres  the Postgres server's binaries; no cluster is created
 #   photos    photographs for the demo
 #   kafka     Java and the Apache Kafka broker
 #   pgbouncer for the fault tests
 #   tools     linters
+#   chart     Helm, promtool, schemas and a policy scanner, for charts/
+#   bench     Python packages of what the benchmarks compare with
 #   pip       what fetching wheels takes; every other part includes it
 # Only what is missing is touched, so a second run takes a moment.
 set -euo pipefail
@@ -13,13 +15,13 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 deps=$PWD/.deps
 parts=("$@")
-((${#parts[@]})) || parts=(build postgres photos kafka pgbouncer tools)
+((${#parts[@]})) || parts=(build postgres photos kafka pgbouncer tools chart)
 
 for part in "${parts[@]}"; do
     case $part in
-    build | postgres | photos | kafka | pgbouncer | tools | pip) ;;
+    build | postgres | photos | kafka | pgbouncer | tools | chart | bench | pip) ;;
     *)
-        echo "setup: there is no part '$part'; the parts are build, postgres, photos, kafka, pgbouncer, tools and pip" >&2
+        echo "setup: there is no part '$part'; the parts are build, postgres, photos, kafka, pgbouncer, tools, chart, bench and pip" >&2
         exit 2
         ;;
     esac
@@ -117,6 +119,8 @@ fi
 need python3-pip has_pip
 wants postgres && need postgresql has_postgres
 wants pgbouncer && need pgbouncer has_pgbouncer
+# Of Prometheus only promtool is wanted; no server is started.
+wants chart && need prometheus command -v promtool
 if wants kafka; then
     need java has_java
     scripts/kafka.sh --check || need maven command -v mvn
@@ -192,4 +196,22 @@ fi
 if wants tools; then
     python3 scripts/tools.py "$deps/tools" ||
         echo "setup: WARNING: no linters; 'make lint' uses those on the PATH" >&2
+fi
+if wants chart; then
+    python3 scripts/chart_tools.py "$deps/chart" ||
+        echo "setup: WARNING: no Helm; 'make chart-test' will fail" >&2
+fi
+if wants bench; then
+    requirements=benches/python_worker/requirements.txt
+    wanted=$(sha256sum "$requirements" | cut -d' ' -f1)
+    if [[ ! -x $deps/bench/bin/python || $(cat "$deps/bench/stamp" 2>/dev/null) != "$wanted" ]]; then
+        echo "setup: installing the Python packages of the benchmarks' peers"
+        # Without pip in it: Debian has that in a package of its own.
+        rm -rf "$deps/bench"
+        { python3 -m venv --without-pip "$deps/bench" &&
+            python3 -m pip --python "$deps/bench/bin/python" install --quiet --disable-pip-version-check --no-input \
+                --require-hashes --only-binary=:all: --requirement "$requirements" &&
+            echo "$wanted" >"$deps/bench/stamp"; } ||
+            echo "setup: WARNING: no Python packages for the benchmarks' peers (pip 22.3 or later is needed); what compares with them fails" >&2
+    fi
 fi

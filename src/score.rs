@@ -100,10 +100,19 @@ impl ScoreValue {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DecodeKind {
-    /// A draft answer was checked in one forward pass.
+    /// A draft answer was checked in one forward pass, which gave the whole answer.
     Verified,
-    /// Greedy decoding, a token a pass.
+    /// Greedy decoding, from the first token on or from where the draft was wrong.
     Generated,
+}
+
+/// How draft answers have fared, an image each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DraftCounts {
+    /// One pass gave the whole answer.
+    pub accepted: u64,
+    /// It took more.
+    pub rejected: u64,
 }
 
 /// The model's whole answer for one image.

@@ -1,5 +1,8 @@
 //! What becomes of files that are no photos, or only parts of one, or more than one bargained for.
 
+#[path = "bad_images/bombs.rs"]
+mod bombs;
+
 use image::{DynamicImage, ImageFormat, Rgb};
 use proptest::prelude::*;
 use roc4mllm::{

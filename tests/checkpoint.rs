@@ -5,8 +5,10 @@ mod support {
 }
 
 use roc4mllm::model::{
-    checkpoint::{Checkpoint, CheckpointError, ConvertArgs, Format, Role, TensorProblem, convert, inspect},
-    device::Dtype,
+    checkpoint::{
+        Checkpoint, CheckpointError, ConvertArgs, Format, Role, TensorProblem, convert, inspect, verify,
+    },
+    device::{Dtype, Quantize},
     tokenizer::Tokenizer,
 };
 use serde_json::{Value, json};
@@ -295,9 +297,12 @@ fn a_missing_tokenizer_is_named() {
 #[test]
 fn too_little_memory_is_refused_before_loading() {
     let checkpoint = Checkpoint::open(&fixture("ckpt_bin_bf16")).unwrap();
-    assert_eq!(checkpoint.weight_bytes(Kind::Float), 2 * checkpoint.weight_bytes(Kind::BFloat16));
-    checkpoint.check_memory(Kind::Float, tch::Device::Cpu, 0).unwrap();
-    let error = checkpoint.check_memory(Kind::Float, tch::Device::Cpu, 1 << 60).unwrap_err();
+    let bytes = |kind| checkpoint.weight_bytes(kind, Quantize::None);
+    assert_eq!(bytes(Kind::Float), 2 * bytes(Kind::BFloat16));
+    let quantized = checkpoint.weight_bytes(Kind::BFloat16, Quantize::Int8);
+    assert!(quantized < bytes(Kind::BFloat16) && 2 * quantized > bytes(Kind::BFloat16), "{quantized}");
+    checkpoint.check_memory(Kind::Float, Quantize::None, tch::Device::Cpu, 0).unwrap();
+    let error = checkpoint.check_memory(Kind::Float, Quantize::None, tch::Device::Cpu, 1 << 60).unwrap_err();
     assert_says(&error, &["ckpt_bin_bf16: loading needs 1073741824.00 GiB", "is available", "free memory"]);
 }
 
@@ -459,6 +464,30 @@ fn inspection_finds_weights_that_are_not_finite() {
     });
     assert_eq!(inspect(folder.path()).unwrap().non_finite, ["model.norm.weight"]);
     assert_eq!(inspect(&fixture("ckpt_bin")).unwrap().non_finite, [""; 0]);
+}
+
+#[test]
+fn another_checkpoint_than_the_expected_one_is_refused() {
+    let folder = fixture("ckpt_bin");
+    let version = inspect(&folder).unwrap().digest.version;
+    for whole_or_beginning in [&version[..], &version[.."sha256:".len() + 12]] {
+        assert_eq!(verify(&folder, whole_or_beginning).unwrap(), version);
+    }
+    let other = format!("sha256:{}", "0".repeat(64));
+    for expected in [&other[..], &version["sha256:".len()..], &version[.."sha256:".len() + 11], "sha256:", ""]
+    {
+        let error = verify(&folder, expected).unwrap_err();
+        assert!(matches!(error, CheckpointError::Version { .. }), "{error}");
+    }
+    let run = |expected: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_roc4mllm"));
+        command.args(["checkpoint", "verify", "--expect", expected]).arg(&folder).output().unwrap()
+    };
+    assert_eq!(run(&version).status.code(), Some(0));
+    let refused = run(&other);
+    let message = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(2), "{message}");
+    assert!(message.contains(&version) && message.contains(&other), "{message}");
 }
 
 #[test]

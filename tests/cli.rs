@@ -111,6 +111,51 @@ fn the_shipped_configuration_is_the_default_one() {
     assert_eq!(shown(shipped), shown(roc4mllm::config::Config::default()));
 }
 
+/// So does the one of retraining, in every key that is its own.
+#[test]
+fn the_shipped_configuration_of_retraining_is_the_default_one_and_whole() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("config/retrain.toml");
+    let shipped = roc4mllm::config::load(Some(&path), &[]).expect("config/retrain.toml loads");
+    let shown = roc4mllm::config::render(&shipped).expect("TOML");
+    let default = roc4mllm::config::render(&roc4mllm::config::Config::default()).expect("TOML");
+    assert_eq!(shown, default);
+    let text = std::fs::read_to_string(path).expect("the file");
+    for section in ["retrain", "train", "split", "gate"] {
+        assert!(text.contains(&format!("\n[{section}]\n")), "{section}");
+        let keys = default.split_once(&format!("[{section}]\n")).expect("the section").1;
+        let keys = keys.lines().take_while(|line| !line.starts_with('['));
+        for key in keys.filter_map(|line| line.split_once(" = ")).map(|(key, _)| key) {
+            assert!(text.contains(&format!("\n{key} = ")), "{section}.{key} is not in the file");
+        }
+    }
+}
+
+#[test]
+fn retraining_asks_for_what_it_needs() {
+    let mut arguments = vec!["retrain"];
+    for (setting, missing) in [
+        ("postgres.url=postgres://127.0.0.1:1/x", "postgres.url"),
+        ("s3.buckets=[\"b\"]", "s3.buckets"),
+        ("registry.publish_to=s3://b/models", "registry.publish_to"),
+    ] {
+        let message = refusal(&run(&mut roc4mllm(&arguments)), 2);
+        assert!(message.contains(missing), "{message}");
+        arguments.extend(["--set", setting]);
+    }
+    for (setting, key) in [
+        ("retrain.lease_ms=1", "retrain.lease_ms"),
+        ("split.holdout=0", "split.holdout"),
+        ("gate.required=[\"gold\"]", "gate.required"),
+        ("train.learning_rate=0", "learning-rate"),
+    ] {
+        let arguments = [&arguments[..], &["--set", setting]].concat();
+        let message = refusal(&run(&mut roc4mllm(&arguments)), 2);
+        assert!(message.contains(key), "{message}");
+    }
+    let message = refusal(&run(&mut roc4mllm(&arguments)), 69);
+    assert!(message.contains("127.0.0.1:1"), "{message}");
+}
+
 #[test]
 fn a_probe_names_each_dependency_that_does_not_answer() {
     let output = run(&mut roc4mllm(&[
@@ -147,4 +192,15 @@ fn a_probe_names_each_dependency_that_does_not_answer() {
 fn a_missing_checkpoint_is_named() {
     let message = refusal(&run(&mut roc4mllm(&["checkpoint", "inspect", "/no-such-checkpoint"])), 2);
     assert!(message.contains("/no-such-checkpoint"), "{message}");
+}
+
+#[test]
+fn a_plan_is_made_of_config_json_alone() {
+    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/plan/config.json");
+    let output = run(&mut roc4mllm(&["plan", "--checkpoint", config, "--gpu", "h100"]));
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("NVIDIA H100 SXM5") && text.contains("largest batch"), "{text}");
+    let message = refusal(&run(&mut roc4mllm(&["plan", "--checkpoint", "/no-such", "--gpu", "h100"])), 2);
+    assert!(message.contains("/no-such"), "{message}");
 }

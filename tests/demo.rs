@@ -53,6 +53,7 @@ fn the_demo_agrees_with_score_on_an_odd_folder() {
     fs::create_dir(&photos).expect("a folder");
     odd_folder(&photos);
     let (rows, report) = (temporary.path().join("rows.jsonl"), temporary.path().join("new/report.html"));
+    let metrics = temporary.path().join("metrics.txt");
 
     let score = roc4mllm()
         .args(["score", "--format", "jsonl", "--checkpoint"])
@@ -75,6 +76,8 @@ fn the_demo_agrees_with_score_on_an_odd_folder() {
         .arg(&rows)
         .arg("--report")
         .arg(&report)
+        .arg("--metrics")
+        .arg(&metrics)
         .output()
         .expect("the demo runs");
     let said = String::from_utf8(demo.stdout.clone()).expect("UTF-8");
@@ -97,6 +100,10 @@ fn the_demo_agrees_with_score_on_an_odd_folder() {
     }
     let scored = rows.iter().filter(|row| row["status"] == "scored").count();
     assert!((4..=6).contains(&scored), "pictures are scored, the rest is rejected: {scored}");
+    let metrics = fs::read_to_string(&metrics).expect("the metrics");
+    let total = format!("roc4mllm_items_total{{status=\"scored\"}} {scored}");
+    assert!(metrics.lines().any(|line| line == total), "{total} not in\n{metrics}");
+    assert!(metrics.starts_with("# ") && metrics.ends_with("# EOF\n"), "{metrics}");
     assert!(said.contains("mean nothing"), "{said}");
     let page = fs::read_to_string(&report).expect("the report");
     assert_eq!(page.matches("<li class=\"card\"").count(), scored);

@@ -288,3 +288,39 @@ fn what_cannot_be_begun_exits_with_2_and_names_the_reason() {
     let report = ["--labels", labels, "--report", "/no/such/folder/report.html"];
     assert_exit(&evaluate(report), 1);
 }
+
+#[test]
+fn a_quantised_model_is_held_against_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let labels = csv(folder.path(), "");
+    let images = golden("images");
+    let (low, high, _) = scale();
+    for quantize in ["w8a8", "int8"] {
+        let of = |format: &str| {
+            let output = evaluate([
+                "--labels".as_ref(),
+                labels.as_os_str(),
+                "--images".as_ref(),
+                images.as_os_str(),
+                "--quantize".as_ref(),
+                quantize.as_ref(),
+                "--format".as_ref(),
+                format.as_ref(),
+            ]);
+            assert_exit(&output, 0);
+            text(&output.stdout).to_owned()
+        };
+        let found: Value = serde_json::from_str(&of("json")).unwrap();
+        let version = found["evaluation"]["model"]["version"].as_str().unwrap();
+        let exact = found["deviation"]["reference"]["version"].as_str().unwrap();
+        assert_eq!(version, format!("{exact}+{quantize}"));
+        // Not the same numbers, or nothing was quantised; and not far from them, or it was done wrong.
+        let error = found["deviation"]["mean_error"].as_f64().unwrap();
+        assert!(error > 0.0 && error < 0.05 * (high - low), "{quantize}: {error}");
+        let photos = found["deviation"]["photos"].as_u64().unwrap() as usize;
+        assert_eq!(photos + found["deviation"]["unlike"].as_u64().unwrap() as usize, image_names().len());
+        let table = of("table");
+        assert!(table.contains(&format!("Against {exact} on {photos} photos:")), "{table}");
+        assert!(table.contains("score error: ") && table.contains("SRCC"), "{table}");
+    }
+}

@@ -1,6 +1,9 @@
 //! S3: a server over a folder in this process, or the one at `ROC4MLLM_TEST_S3_ENDPOINT`. Tests
 //! that need a server to misbehave always start their own.
 
+#[path = "fetch/untrusted.rs"]
+mod untrusted;
+
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use roc4mllm::dev::{Fault, S3Server, TestS3, s3_client, s3_put};

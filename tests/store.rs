@@ -2,13 +2,13 @@
 
 use roc4mllm::dev::{Postgres, TestDatabase};
 use roc4mllm::fault::{Disposition, ErrorCode, ItemError, Stage};
-use roc4mllm::object::{ObjectRef, ScoreId};
+use roc4mllm::object::{ContentDigest, ContentKey, ObjectRef, ScoreId};
 use roc4mllm::retry::RetrySettings;
 use roc4mllm::score::{Answer, DecodeKind, ItemStatus, ModelVersion, ScoreValue};
 use roc4mllm::secret::Secret;
 use roc4mllm::store::{
-    Cursor, PAIRS_KEPT, PostgresSettings, ScoreRow, ShadowPair, ShadowSums, SourcePosition, Store,
-    StoreError, StoredScore, WriteRequest, write_batches,
+    Cursor, KnownAnswer, PAIRS_KEPT, PostgresSettings, ScoreRow, ShadowPair, ShadowSums, SourcePosition,
+    Store, StoreError, StoredScore, WriteRequest, write_batches,
 };
 use sqlx::{Connection, PgConnection};
 use std::net::TcpListener;
@@ -377,6 +377,82 @@ async fn ranking_and_latest_of_a_key_use_their_indexes() {
         assert!(plan.contains(index), "{plan}");
         assert!(!plan.contains("Sort"), "{plan}");
     }
+}
+
+#[tokio::test]
+async fn content_is_found_under_its_version_alone_and_by_index() {
+    let Fixture { store, database, .. } = fixture().await;
+    let content = |number: usize| ContentDigest::of(&number.to_be_bytes());
+    let row = |number: usize, version: &ModelVersion, score: f64| {
+        let object = object(&format!("{number}.jpg"), None);
+        let answer = KnownAnswer::from(&answer(score));
+        ScoreRow::known(new_id(), object, version, answer, Some(content(number)), None)
+    };
+    let versions = [
+        model(),
+        ModelVersion { version: "sha256:1".into(), ..model() },
+        ModelVersion { preprocess_revision: 2, ..model() },
+        ModelVersion { model: "other".into(), ..model() },
+    ];
+    let mut rows: Vec<ScoreRow> = (0..2_000).map(|number| row(number, &model(), 1.0)).collect();
+    rows.extend(versions.iter().zip(1_u8..).map(|(version, score)| row(7_000, version, f64::from(score))));
+    // Copies of one content.
+    rows.extend((0..3).map(|_| row(8_000, &model(), 8.0)));
+    store.upsert(&rows).await.unwrap();
+    assert_eq!(store.lookup(&[rows[0].id]).await.unwrap()[&rows[0].id].row, rows[0]);
+
+    let key = |number: usize, version: &ModelVersion| ContentKey {
+        content: content(number),
+        version: std::sync::Arc::new(version.clone()),
+    };
+    let keys = [
+        key(7_000, &versions[2]),
+        key(9_000, &versions[0]),
+        key(7_000, &versions[0]),
+        key(7_000, &versions[3]),
+        key(8_000, &versions[0]),
+        key(7_000, &versions[1]),
+        key(8_000, &versions[1]),
+    ];
+    let known = store.known_answers(&keys).await.unwrap();
+    let scores: Vec<_> = known.iter().map(|known| known.as_ref().map(|known| known.scores[0])).collect();
+    assert_eq!(scores, [Some(3.0), None, Some(1.0), Some(4.0), Some(8.0), Some(2.0), None]);
+    assert_eq!(known[2], Some(KnownAnswer::from(&answer(1.0))), "to the last digit");
+
+    let mut connection = PgConnection::connect(database.url()).await.unwrap();
+    sqlx::raw_sql("ANALYZE scores").execute(&mut connection).await.unwrap();
+    let plan: Vec<(String,)> = sqlx::query_as(
+        "EXPLAIN SELECT score FROM unnest($1::bytea[]) AS wanted (content) CROSS JOIN LATERAL (
+             SELECT score FROM scores WHERE content_sha256 = wanted.content AND content_sha256 IS NOT NULL
+                 AND status = 'scored' LIMIT 1) stored",
+    )
+    .bind(vec![content(1).0.to_vec()])
+    .fetch_all(&mut connection)
+    .await
+    .unwrap();
+    let plan: String = plan.into_iter().map(|(line,)| line + "\n").collect();
+    assert!(plan.contains("scores_by_content"), "{plan}");
+}
+
+/// A worker of the release before contents were known, which names no column of theirs.
+#[tokio::test]
+async fn rows_of_an_older_release_are_read_and_have_no_content() {
+    let Fixture { store, database, .. } = fixture().await;
+    let id = new_id();
+    let mut connection = PgConnection::connect(database.url()).await.unwrap();
+    sqlx::query(
+        "INSERT INTO scores (id, bucket, object_key, etag, model, model_version, status, score, scores, scored_at)
+         VALUES ($1, 'photos', 'a.jpg', 'e', 'mplug_owl2', 'sha256:0', 'scored', 5, '{5}', now())",
+    )
+    .bind(id.0)
+    .execute(&mut connection)
+    .await
+    .unwrap();
+    let stored = store.lookup(&[id]).await.unwrap().remove(&id).unwrap();
+    assert_eq!(
+        (stored.row.score, stored.row.content, stored.row.preprocess_revision),
+        (Some(5.0), None, None)
+    );
 }
 
 #[tokio::test]

@@ -6,9 +6,15 @@ mod engine;
 mod hold;
 #[path = "worker/observability.rs"]
 mod observability;
+#[path = "worker/retrain_loop.rs"]
+mod retrain_loop;
+#[path = "worker/reuse.rs"]
+mod reuse;
 mod support;
 #[path = "worker/switch/mod.rs"]
 mod switch;
+#[path = "worker/untrusted.rs"]
+mod untrusted;
 #[path = "worker/votes.rs"]
 mod votes;
 

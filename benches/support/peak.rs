@@ -4,6 +4,10 @@ use super::{
     results::{Entry, record},
     timing::interleaved,
 };
+use roc4mllm::{
+    model::config::LanguageConfig,
+    plan::work::{LanguagePass, LanguageWork},
+};
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
@@ -109,13 +113,11 @@ fn worthwhile(kind: Kind, dtype: &str, threads: usize) -> bool {
 }
 
 /// Floating-point operations of all layers of a language model over `positions` positions of each of
-/// `batch` rows, two a multiplication and addition. Norms, activations and softmax are not counted.
-pub fn language_work(config: &roc4mllm::model::config::LanguageConfig, positions: i64, batch: i64) -> f64 {
-    let (width, wide) = (config.hidden_size, config.intermediate_size);
-    // A position attends to itself and those before it.
-    let attention = 2.0 * volume(&[positions, positions + 1, width]) / 2.0;
-    let layer = volume(&[positions, width, 4 * width + 3 * wide]) + attention;
-    2.0 * batch as f64 * config.num_hidden_layers as f64 * layer
+/// `batch` rows, as `roc4mllm plan` counts them.
+pub fn language_work(config: &LanguageConfig, positions: i64, batch: i64) -> f64 {
+    let new = positions.unsigned_abs();
+    let pass = LanguagePass { cached: 0, new, read: new, logits: 0 };
+    batch as f64 * LanguageWork::of(config, &[pass]).total()
 }
 
 pub fn volume(sizes: &[i64]) -> f64 {

@@ -23,6 +23,9 @@ pub enum ConfigError {
     Malformed { origin: String, key: String, reason: String },
     #[error("{0}")]
     Kafka(String),
+    /// A section's own words.
+    #[error("{0}")]
+    Other(String),
     #[error("{key} {reason}")]
     Invalid { key: String, reason: String },
 }
@@ -50,17 +53,35 @@ pub fn load(file: Option<&Path>, overrides: &[(String, String)]) -> Result<Confi
             return Err(ConfigError::Malformed {
                 origin: path.display().to_string(),
                 key: String::new(),
-                reason: format!("not valid TOML: {}", one_line(&error.to_string())),
+                reason: syntax_error(&text, &error),
             });
         }
         figment = figment.merge(Toml::file_exact(path));
     }
     figment = figment.merge(Env::prefixed(PREFIX).split("__"));
+    for key in SECRETS {
+        let variable = format!("{PREFIX}{}", key.replace('.', "__").to_uppercase());
+        if let Ok(text) = std::env::var(variable) {
+            figment = figment.merge(Serialized::default(key, text));
+        }
+    }
     for (key, value) in overrides {
-        figment = figment.merge(Serialized::default(key, &flag_value(value)));
+        let value = if SECRETS.contains(&key.as_str()) {
+            toml::Value::String(value.clone())
+        } else {
+            flag_value(value)
+        };
+        figment = figment.merge(Serialized::default(key, &value));
     }
     let figment = split_lists(figment)?;
     figment.extract().map_err(|error| explain(error, file))
+}
+
+/// What is wrong and in which line. The library's own message quotes the line, which may hold a password.
+fn syntax_error(text: &str, error: &toml::de::Error) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let line = before.matches('\n').count() + 1;
+    format!("not valid TOML in line {line}: {}", one_line(error.message()))
 }
 
 /// A flag's text is the TOML value it spells, else a string.
@@ -74,6 +95,18 @@ fn flag_value(text: &str) -> toml::Value {
 
 /// Keys that hold a list, which an environment variable may spell as `a,b`.
 const LISTS: [(&str, &str); 2] = [("kafka", "input_topics"), ("s3", "buckets")];
+
+/// Keys that hold a secret. Variables and flags give their text as it is, since a password may look like a
+/// number or a list, and no message quotes one.
+const SECRETS: [&str; 7] = [
+    "http.page.label_token",
+    "http.score.token",
+    "kafka.sasl.client_secret",
+    "kafka.sasl.password",
+    "kafka.tls.key_password",
+    "postgres.url",
+    "s3.secret_access_key",
+];
 
 fn split_lists(figment: Figment) -> Result<Figment, ConfigError> {
     let mut figment = figment;
@@ -105,6 +138,7 @@ fn explain(error: figment::Error, file: Option<&Path>) -> ConfigError {
         }
         _ => (path.join("."), None),
     };
+    let secret = SECRETS.contains(&key.as_str());
     let origin = if from_environment {
         format!("environment variable {PREFIX}{}", path.join("__").to_uppercase())
     } else {
@@ -115,7 +149,10 @@ fn explain(error: figment::Error, file: Option<&Path>) -> ConfigError {
         None => ConfigError::Malformed {
             origin,
             key: if key.is_empty() { String::new() } else { format!("{key}: ") },
-            reason: one_line(&first.kind.to_string()),
+            reason: match secret {
+                true => "is no text; put it in quotes".into(),
+                false => one_line(&first.kind.to_string()),
+            },
         },
     }
 }

@@ -5,6 +5,7 @@ mod load;
 pub use load::{ConfigError, load, render};
 
 use crate::{
+    evaluate::GateSettings,
     fetch::S3Settings,
     http::HttpSettings,
     image::ImageSettings,
@@ -13,17 +14,21 @@ use crate::{
     labels::{LabelsSettings, Scale, ScaleSettings},
     model::ModelSettings,
     model::config::ModelConfig,
-    pipeline::PipelineSettings,
+    pipeline::{PipelineSettings, ReuseSettings},
     registry::RegistrySettings,
+    retrain::RetrainSettings,
     retry::RetrySettings,
     serving::ServingSettings,
+    split::SplitSettings,
     store::PostgresSettings,
     telemetry::TelemetrySettings,
+    train::TrainOptions,
 };
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// Everything the worker reads from `config/worker.toml` and the environment.
+/// Everything the worker reads from `config/worker.toml` and the environment, and retraining from
+/// `config/retrain.toml`.
 ///
 /// Unknown keys are errors. Secrets serialize as `[redacted]`, so this may be printed.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -38,8 +43,13 @@ pub struct Config {
     pub inference: InferenceSettings,
     pub image: ImageSettings,
     pub pipeline: PipelineSettings,
+    pub reuse: ReuseSettings,
     pub retry: RetrySettings,
     pub labels: LabelsSettings,
+    pub retrain: RetrainSettings,
+    pub train: TrainOptions,
+    pub split: SplitSettings,
+    pub gate: GateSettings,
     pub http: HttpSettings,
     pub telemetry: TelemetrySettings,
 }
@@ -99,6 +109,37 @@ impl Config {
             return invalid(key, reason);
         }
         self.telemetry.check().map_err(|(key, reason)| ConfigError::invalid(key, &reason))
+    }
+
+    /// What retraining needs beside what each section knows: places to read from and to publish to.
+    ///
+    /// # Errors
+    /// Names the key, the reason and the remedy.
+    pub fn check_retrain(&self) -> Result<(), ConfigError> {
+        let invalid = |key: &str, reason: &str| Err(ConfigError::invalid(key, reason));
+        if self.postgres.url.expose().is_empty() {
+            return invalid("postgres.url", "is empty; give a `postgres://` address");
+        }
+        if self.s3.buckets.is_empty() {
+            return invalid("s3.buckets", "is empty; list the buckets that labels may name");
+        }
+        if self.registry.publish_to.is_none() {
+            return invalid("registry.publish_to", "is not set; give the s3://bucket/prefix of versions");
+        }
+        if let Err((key, reason)) = self.labels.check() {
+            return invalid(key, reason);
+        }
+        if let Err((key, reason)) = self.retrain.check() {
+            return invalid(key, reason);
+        }
+        if !(self.split.holdout > 0.0 && self.split.holdout < 1.0) {
+            return invalid(
+                "split.holdout",
+                "leaves nothing to learn from or to judge by; give a share such as 0.1",
+            );
+        }
+        self.gate.check().map_err(|error| ConfigError::Other(error.to_string()))?;
+        self.train.check().map_err(|error| ConfigError::Other(format!("[train]: {error}")))
     }
 
     /// The scale that votes are checked against: `labels.scale`, or that of the checkpoint folder, or what

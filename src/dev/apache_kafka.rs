@@ -35,12 +35,15 @@ pub struct ApacheKafka {
     folder: TempDir,
 }
 
-/// A listener for clients behind a proxy. Clients connect to whatever address a broker advertises,
-/// so a proxy in front of the bootstrap address alone would see nothing but their first request.
+/// A listener for clients behind a proxy, or for those that have to prove who they are. Clients connect to
+/// whatever address a broker advertises, so a proxy in front of the bootstrap address alone would see
+/// nothing but their first request.
 #[derive(Clone, Copy, Debug)]
 struct SecondListener {
     listens: u16,
     advertises: u16,
+    host: &'static str,
+    protocol: &'static str,
 }
 
 impl ApacheKafka {
@@ -66,7 +69,17 @@ impl ApacheKafka {
     /// `advertises`, where a proxy has to forward them to [`Self::behind_proxy`]. `settings` are
     /// further lines of the broker's configuration.
     pub fn start_behind(libraries: &Path, advertises: u16, settings: &str) -> Result<Self, DevError> {
-        let second = SecondListener { listens: free_port(PART)?, advertises };
+        let listens = free_port(PART)?;
+        let second = SecondListener { listens, advertises, host: "127.0.0.1", protocol: "PLAINTEXT" };
+        Self::launch_first(libraries, Some(second), settings)
+    }
+
+    /// As [`Self::start`], with a second listener of a security `protocol` in Kafka's words, such as
+    /// `SASL_SSL`, that advertises itself as `localhost`. `settings` configure it, under the prefix
+    /// `listener.name.proxied.`.
+    pub fn start_secured(libraries: &Path, protocol: &'static str, settings: &str) -> Result<Self, DevError> {
+        let port = free_port(PART)?;
+        let second = SecondListener { listens: port, advertises: port, host: "localhost", protocol };
         Self::launch_first(libraries, Some(second), settings)
     }
 
@@ -103,6 +116,11 @@ impl ApacheKafka {
     /// Where a proxy forwards to, if the broker was started with [`Self::start_behind`].
     pub fn behind_proxy(&self) -> Option<SocketAddr> {
         self.second.map(|second| (Ipv4Addr::LOCALHOST, second.listens).into())
+    }
+
+    /// The port of the second listener, if there is one.
+    pub fn second_port(&self) -> Option<u16> {
+        self.second.map(|second| second.listens)
     }
 
     /// SIGTERM: the broker flushes its logs and leaves.
@@ -156,10 +174,10 @@ fn is_broker_jar(path: &Path) -> bool {
 }
 
 fn settings(folder: &Path, client_port: u16, controller_port: u16, second: Option<SecondListener>) -> String {
-    let listener = |port: fn(SecondListener) -> u16| {
-        second.map(|second| format!(",PROXIED://127.0.0.1:{}", port(second))).unwrap_or_default()
-    };
-    let (listens, advertises) = (listener(|second| second.listens), listener(|second| second.advertises));
+    let listens = second.map(|second| format!(",PROXIED://127.0.0.1:{}", second.listens)).unwrap_or_default();
+    let advertises =
+        second.map(|second| format!(",PROXIED://{}:{}", second.host, second.advertises)).unwrap_or_default();
+    let protocol = second.map_or("PLAINTEXT", |second| second.protocol);
     format!(
         "process.roles=broker,controller
 node.id=1
@@ -168,7 +186,7 @@ controller.listener.names=CONTROLLER
 listeners=CLIENT://127.0.0.1:{client_port},CONTROLLER://127.0.0.1:{controller_port}{listens}
 advertised.listeners=CLIENT://127.0.0.1:{client_port}{advertises}
 inter.broker.listener.name=CLIENT
-listener.security.protocol.map=CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT
+listener.security.protocol.map=CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:{protocol}
 log.dirs={}
 offsets.topic.replication.factor=1
 offsets.topic.num.partitions=4

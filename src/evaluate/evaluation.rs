@@ -5,7 +5,7 @@ use super::{
     metrics::{self, Measured, Metric, Observation, Workspace},
 };
 use crate::{
-    fault::ItemError,
+    fault::{ErrorCode, ItemError},
     score::{ModelVersion, ScoreValue},
 };
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,19 @@ pub enum Outcome {
     NoScore { error: ItemError },
     /// The photo can't be read or decoded: no model's fault, and no part of any metric.
     Rejected { error: ItemError },
+}
+
+impl Outcome {
+    /// What a model answered about a photo, or why it did not.
+    pub fn of(answer: Result<Vec<ScoreValue>, ItemError>) -> Self {
+        match answer {
+            Ok(scores) => Self::Scored { scores },
+            Err(error) if matches!(error.code, ErrorCode::NoScoreToken | ErrorCode::NonFiniteScore) => {
+                Self::NoScore { error }
+            }
+            Err(error) => Self::Rejected { error },
+        }
+    }
 }
 
 /// A labelled photo with a model's answer.
@@ -175,7 +188,7 @@ fn measure(photos: &[Photo], attribute: usize, range: (f64, f64), settings: &Boo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fault::{ErrorCode, Stage};
+    use crate::fault::Stage;
 
     fn model() -> ModelVersion {
         ModelVersion { model: "m".into(), version: "v".into(), preprocess_revision: 1 }

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 /// Say how well a checkpoint predicts labels, and whether better than another one
 ///
 /// Every metric comes with its bootstrap interval; with --against, so does the difference on the photos that
-/// both scored. Exit codes: 0 all scored, 3 some photos or labels rejected, 2 usage, configuration or no
+/// both scored. A quantised model (--quantize) is also held against itself at full precision: score error and
+/// rank correlation. Exit codes: 0 all scored, 3 some photos or labels rejected, 2 usage, configuration or no
 /// label found, 1 anything else.
 #[derive(Args, Clone, Debug)]
 pub struct EvaluateArgs {

@@ -1,6 +1,6 @@
 //! Results on standard output: a table for people, or one JSON object.
 
-use crate::evaluate::{Attribute, Comparison, Estimate, Evaluation, Metric};
+use crate::evaluate::{Attribute, Comparison, Deviation, Estimate, Evaluation, Metric};
 use serde::Serialize;
 use std::io::{self, Write};
 
@@ -16,6 +16,9 @@ pub struct Results<'a> {
     pub champion: Option<&'a Evaluation>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub comparison: Option<&'a Comparison>,
+    /// Of a quantised model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deviation: Option<&'a Deviation>,
 }
 
 /// Writes one JSON object.
@@ -42,6 +45,9 @@ pub fn table(results: &Results<'_>, out: &mut dyn Write) -> io::Result<()> {
     for (index, attribute) in evaluation.attributes.iter().enumerate().skip(1) {
         writeln!(out, "\n[SCORE] {} of {}", index + 1, evaluation.attributes.len())?;
         alone(Some(attribute), evaluation, out)?;
+    }
+    if let Some(deviation) = results.deviation {
+        deviated(deviation, out)?;
     }
     let unscored = evaluation.failures().count();
     if unscored > 0 {
@@ -92,6 +98,18 @@ fn compared(comparison: &Comparison, out: &mut dyn Write) -> io::Result<()> {
     }
     missing(comparison.metrics.keys().copied(), out)?;
     writeln!(out, "{} photos scored by both", comparison.photos)
+}
+
+fn deviated(deviation: &Deviation, out: &mut dyn Write) -> io::Result<()> {
+    let Deviation { reference, photos, unlike, mean_error, largest_error, srcc, plcc } = deviation;
+    writeln!(out, "\nAgainst {} on {photos} photos:", reference.version)?;
+    writeln!(out, "score error: {mean_error:.4} in the mean, {largest_error:.4} at most")?;
+    let correlation = |value: &Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.4}"));
+    writeln!(out, "correlation of the scores: SRCC {}, PLCC {}", correlation(srcc), correlation(plcc))?;
+    if *unlike > 0 {
+        writeln!(out, "{unlike} photos have a score, or as many scores, of one of them alone")?;
+    }
+    Ok(())
 }
 
 /// Metrics without a value, and why.
@@ -175,6 +193,7 @@ mod tests {
             evaluation: &evaluation,
             champion: None,
             comparison: None,
+            deviation: None,
         };
         let text = text(&results);
         let lines: Vec<&str> = text.lines().collect();
@@ -201,6 +220,7 @@ mod tests {
             evaluation: &challenger,
             champion: Some(&champion),
             comparison: Some(&comparison),
+            deviation: None,
         };
         let text = text(&results);
         assert!(

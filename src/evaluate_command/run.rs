@@ -7,10 +7,9 @@ use super::{
     output::{self, Results},
 };
 use crate::{
-    evaluate::{Comparison, ComparisonError, Evaluation, Outcome, Photo},
-    fault::ErrorCode,
+    evaluate::{Comparison, ComparisonError, Deviation, Evaluation, Outcome, Photo},
     labels::Scale,
-    model::config::ModelConfig,
+    model::{ModelSettings, config::ModelConfig, device::Quantize},
     registry::{CheckpointSource, ResolvedCheckpoint},
     report::{
         self,
@@ -78,11 +77,21 @@ pub async fn run(args: &EvaluateArgs, out: &mut dyn Write) -> Result<Summary, Ev
     let champion = match &champion {
         Some((source, resolved)) => {
             check_range(source, resolved, &scale)?;
-            Some(answer(args, resolved, &photos, "loading the champion").await?)
+            Some(answer(args, resolved, args.scoring.quantize, &photos, "loading the champion").await?)
         }
         None => None,
     };
-    let challenger = answer(args, &checkpoint, &photos, "loading the model").await?;
+    // What a quantised model loses is what this one, computed in its own type, says otherwise.
+    let exact = match args.scoring.quantize {
+        Quantize::None => None,
+        _ => Some(
+            answer(args, &checkpoint, Quantize::None, &photos, "loading the model at full precision")
+                .await?
+                .evaluation,
+        ),
+    };
+    let challenger = answer(args, &checkpoint, args.scoring.quantize, &photos, "loading the model").await?;
+    let deviation = exact.map(|exact| Deviation::of(&exact, &challenger.evaluation));
     let comparison = match &champion {
         Some(champion) => {
             Some(Comparison::of(&champion.evaluation, &challenger.evaluation, &args.bootstrap())?)
@@ -95,6 +104,7 @@ pub async fn run(args: &EvaluateArgs, out: &mut dyn Write) -> Result<Summary, Ev
         evaluation: &challenger.evaluation,
         champion: champion.as_ref().map(|champion| &champion.evaluation),
         comparison: comparison.as_ref(),
+        deviation: deviation.as_ref(),
     };
     let written = match args.format {
         EvaluateFormat::Table => output::table(&results, out),
@@ -172,12 +182,13 @@ fn check_range(
 async fn answer(
     args: &EvaluateArgs,
     checkpoint: &ResolvedCheckpoint,
+    quantize: Quantize,
     photos: &[Labelled],
     stage: &'static str,
 ) -> Result<Answers, EvaluateCommandError> {
     let mut progress = Progress::new(photos.len());
     progress.stage(stage);
-    let model = args.scoring.model_settings(&checkpoint.folder);
+    let model = ModelSettings { quantize, ..args.scoring.model_settings(&checkpoint.folder) };
     let scoring = Scoring::start(model, &args.scoring, Reader::default()).await?;
     progress.begin();
     let scored = score_all(&scoring, photos, &mut progress).await;
@@ -202,15 +213,7 @@ async fn score_all(
     while let Some(scored) = outcomes.next().await {
         let (Labelled { input, label }, outcome) = scored?;
         progress.advance(outcome.is_ok());
-        let outcome = match outcome {
-            Ok(scored) => Outcome::Scored { scores: scored.answer.scores },
-            Err(error)
-                if error.code == ErrorCode::NoScoreToken || error.code == ErrorCode::NonFiniteScore =>
-            {
-                Outcome::NoScore { error }
-            }
-            Err(error) => Outcome::Rejected { error },
-        };
+        let outcome = Outcome::of(outcome.map(|scored| scored.answer.scores));
         answered.push(Photo { image: input.name.clone(), group: None, label: label.clone(), outcome });
     }
     Ok(answered)

@@ -38,6 +38,12 @@ pub enum FetchError {
     /// No server is found, or nothing signs the request.
     #[error("{target}: unreachable: {reason}; check s3.endpoint, DNS and credentials")]
     Unreachable { target: String, reason: String },
+    /// The server's certificate is not signed by an authority that is trusted, or names another host.
+    #[error(
+        "{target}: no trusted connection: {reason}; give the server's authority in s3.tls_ca_file, and use a \
+         host name that its certificate has in s3.endpoint"
+    )]
+    Untrusted { target: String, reason: String },
     /// The server is overloaded or ill.
     #[error("{target}: {code} (HTTP {status}): {message}; it passes when the server recovers")]
     Unavailable { target: String, status: u16, code: String, message: String },
@@ -55,7 +61,7 @@ impl FetchError {
         match self {
             Self::Configuration { .. } => Disposition::Stop,
             Self::Missing { .. } | Self::Superseded { .. } | Self::TooLarge { .. } => Disposition::Reject,
-            Self::Denied { .. } | Self::Unreachable { .. } => Disposition::Hold,
+            Self::Denied { .. } | Self::Unreachable { .. } | Self::Untrusted { .. } => Disposition::Hold,
             Self::Unavailable { .. } | Self::TimedOut { .. } | Self::Broken { .. } => Disposition::Retry,
         }
     }
@@ -105,6 +111,8 @@ impl FetchError {
                 // what is surely no matter of one connection is taken out.
                 if failure.is_timeout() {
                     Self::TimedOut { target, reason }
+                } else if reason.contains("certificate") {
+                    Self::Untrusted { target, reason }
                 } else if failure.is_user() || is_environmental(&reason) {
                     Self::Unreachable { target, reason }
                 } else {
@@ -155,7 +163,7 @@ pub(super) fn is_missing_permission<E: ServiceFault>(error: &Sdk<E>) -> bool {
 }
 
 fn is_environmental(reason: &str) -> bool {
-    ["dns error", "failed to lookup", "credentials", "identity", "certificate", "Connection refused"]
+    ["dns error", "failed to lookup", "credentials", "identity", "Connection refused"]
         .iter()
         .any(|sign| reason.contains(sign))
 }

@@ -18,11 +18,12 @@ use crate::fault::Disposition;
 use crate::fetch::limiter::{Limiter, Load};
 use crate::object::ObjectRef;
 use crate::retry::{GaveUp, RetrySettings, retry};
-use crate::secret::Secret;
+use crate::secret::{Secret, address_without_credentials};
 use aws_sdk_s3::Client;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -33,6 +34,7 @@ use tokio::time::timeout;
 #[serde(deny_unknown_fields, default)]
 pub struct S3Settings {
     /// Of a server other than AWS, such as `http://minio:9000`.
+    #[serde(deserialize_with = "address_without_credentials")]
     pub endpoint: Option<String>,
     /// Left out, it is what the environment or the profile says.
     pub region: Option<String>,
@@ -44,6 +46,9 @@ pub struct S3Settings {
     /// (IRSA), container, instance.
     pub access_key_id: Option<String>,
     pub secret_access_key: Option<Secret>,
+    /// A PEM file of certificate authorities to trust instead of the system's, for a server of one's
+    /// own; the credential chain's requests keep to the system's.
+    pub tls_ca_file: Option<PathBuf>,
     /// For a TCP connection, in milliseconds.
     pub connect_timeout_ms: u64,
     /// From the request to the response's headers, in milliseconds.
@@ -74,6 +79,7 @@ impl Default for S3Settings {
             path_style: None,
             access_key_id: None,
             secret_access_key: None,
+            tls_ca_file: None,
             connect_timeout_ms: 3_000,
             attempt_timeout_ms: 10_000,
             stall_timeout_ms: 5_000,

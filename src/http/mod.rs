@@ -1,4 +1,4 @@
-//! The worker's own HTTP server: liveness, readiness, metrics.
+//! The worker's own HTTP server: start, liveness, readiness, metrics.
 
 mod listen;
 
@@ -83,6 +83,7 @@ pub async fn serve(
     let listener = bind(listen).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     let router = Router::new()
+        .route("/startupz", get(startupz))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
@@ -111,6 +112,10 @@ fn answer(check: Result<(), String>) -> (StatusCode, String) {
         Ok(()) => (StatusCode::OK, "ok\n".into()),
         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
     }
+}
+
+async fn startupz(State(probes): State<ProbeSlot>) -> impl IntoResponse {
+    answer(probes.get().map(drop).ok_or_else(|| "starting".into()))
 }
 
 async fn healthz(State(probes): State<ProbeSlot>) -> impl IntoResponse {
@@ -147,12 +152,14 @@ mod tests {
         let listen = "127.0.0.1:0".parse().unwrap();
         let (address, _task) = serve(listen, slot.clone(), std::future::pending()).await.unwrap();
         assert!(get(address, "/healthz").await.starts_with("HTTP/1.1 200"));
+        assert!(get(address, "/startupz").await.starts_with("HTTP/1.1 503"));
         assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 503"));
         slot.set(Probes {
             alive: Box::new(|| Err("the poll thread stands still".into())),
             ready: Box::new(|| Ok(())),
             metrics: Metrics::new(),
         });
+        assert!(get(address, "/startupz").await.starts_with("HTTP/1.1 200"));
         assert!(get(address, "/healthz").await.contains("the poll thread stands still"));
         assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 200"));
         assert!(get(address, "/metrics").await.contains("roc4mllm_build_info"));

@@ -35,5 +35,6 @@ pub use settings::{ImageSettings, PreprocessMode};
 pub use sniff::Format;
 pub use thumbnail::{thumbnail, upright_square};
 
-/// Grows whenever the pixel values computed for one file change; part of a score's identity.
+/// Grows whenever the pixel values computed for one file change; part of a score's identity. That of exact
+/// preprocessing: [`PreprocessMode::revision`] has the others.
 pub const PREPROCESS_REVISION: u32 = 1;

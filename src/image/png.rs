@@ -3,14 +3,25 @@
 use super::{
     colour::DeepGray, error::ImageError, library, rgb::RgbImage, settings::ImageSettings, sniff::Format,
 };
-use ::image::{ImageDecoder, codecs::png::PngDecoder};
+use ::image::{ImageDecoder, Limits, codecs::png::PngDecoder};
 use std::io::Cursor;
+
+/// What the decoder may take beside the pixels: two rows, and this for a colour profile, which it unpacks
+/// and nothing here uses. It goes on without a larger one.
+const BESIDE_PIXELS: u64 = 4 << 20;
 
 pub(super) fn open<'a>(
     bytes: &'a [u8],
     settings: &ImageSettings,
 ) -> Result<PngDecoder<Cursor<&'a [u8]>>, ImageError> {
-    PngDecoder::with_limits(Cursor::new(bytes), library::limits(settings))
+    const WIDTH: usize = 16;
+    const BYTES_A_PIXEL: u64 = 4 * 2;
+    let number = |at: usize| Some(u32::from_be_bytes(*bytes.get(at..)?.first_chunk()?));
+    let (width, height) = (number(WIDTH).unwrap_or_default(), number(WIDTH + 4).unwrap_or_default());
+    settings.admit_dimensions(width, height)?;
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(BESIDE_PIXELS + 2 * BYTES_A_PIXEL * u64::from(width));
+    PngDecoder::with_limits(Cursor::new(bytes), limits)
         .map_err(|error| early_end_or(library::refusal(Format::Png, &error), bytes))
 }
 

@@ -279,6 +279,57 @@ mod tests {
         assert!(difference / (fast.len() as f32) < 0.01, "{}", difference / fast.len() as f32);
     }
 
+    /// The threshold is where `reduction` says: four pixels for each of the model's, in the half size.
+    #[test]
+    fn fast_is_fast_from_a_long_edge_of_eight_times_the_models() {
+        let preprocessor = preprocessor(16);
+        for (edge, differs) in [(126, false), (127, true), (128, true), (300, true)] {
+            let bytes = jpeg(edge, 90);
+            let fast = read(&preprocessor, &bytes, PreprocessMode::Fast);
+            assert_eq!(fast != read(&preprocessor, &bytes, PreprocessMode::Exact), differs, "{edge}");
+        }
+    }
+
+    /// The model's own edge, and the smallest photo that is decoded at half size: what is larger differs less.
+    #[test]
+    fn fast_differs_by_less_than_a_jpeg_decoder_does() {
+        let preprocessor = preprocessor(448);
+        let bytes = jpeg(3584, 2016);
+        let fast = read(&preprocessor, &bytes, PreprocessMode::Fast);
+        let exact = read(&preprocessor, &bytes, PreprocessMode::Exact);
+        let differences: Vec<f64> =
+            fast.iter().zip(&exact).map(|(fast, exact)| f64::from((fast - exact).abs())).collect();
+        let mean = differences.iter().sum::<f64>() / differences.len() as f64;
+        let largest = differences.iter().copied().fold(0.0, f64::max);
+        assert!(mean > 0.0, "decoded at full size");
+        // What docs/operating.md states of photographs, in normalised units.
+        assert!(mean <= 0.003 && largest <= 0.15, "mean {mean}, largest {largest}");
+    }
+
+    #[test]
+    fn fast_reads_every_format_but_jpeg_exactly() {
+        let preprocessor = preprocessor(2);
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/formats");
+        let mut differing = std::collections::BTreeSet::new();
+        let mut equal = 0;
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+            if ["py", "json"].contains(&extension) {
+                continue;
+            }
+            let bytes = fs::read(&path).unwrap();
+            let fast = read(&preprocessor, &bytes, PreprocessMode::Fast);
+            if fast == read(&preprocessor, &bytes, PreprocessMode::Exact) {
+                equal += 1;
+            } else {
+                differing.insert(extension.to_owned());
+            }
+        }
+        assert!(equal >= 30, "{equal} of the files read");
+        assert_eq!(differing, ["jpg".to_owned()].into());
+    }
+
     #[test]
     fn reading_gives_the_stored_size_and_forgets_the_last_image() {
         let preprocessor = preprocessor(56);

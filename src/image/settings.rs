@@ -1,7 +1,8 @@
 //! What an image may cost before it is refused.
 
-use super::error::ImageError;
+use super::{PREPROCESS_REVISION, error::ImageError};
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// How closely preprocessing follows the reference.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -11,8 +12,31 @@ pub enum PreprocessMode {
     #[default]
     Exact,
     /// Large JPEGs are decoded at half size: about half the time, and pixel values that differ by
-    /// less than 0.003 on average (normalised units).
+    /// less than 0.003 on average (normalised units). Everything else is read as exactly as ever.
     Fast,
+}
+
+/// Added to the revision of pixels that are not the reference's.
+const FAST_REVISIONS: u32 = 1_000;
+
+impl fmt::Display for PreprocessMode {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Exact => "exact",
+            Self::Fast => "fast",
+        })
+    }
+}
+
+impl PreprocessMode {
+    /// The revision of the pixels that this mode gives: no two modes share one, so that no score of one is
+    /// taken for the other's.
+    pub fn revision(self) -> u32 {
+        match self {
+            Self::Exact => PREPROCESS_REVISION,
+            Self::Fast => FAST_REVISIONS + PREPROCESS_REVISION,
+        }
+    }
 }
 
 /// Limits on one image (configuration section `image`).

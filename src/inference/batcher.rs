@@ -99,6 +99,11 @@ impl BatchCap {
         self.lowered_at = Some(now);
     }
 
+    /// `batch` images are the most that fit, now and later.
+    pub fn settle(&mut self, batch: usize) {
+        *self = Self::new(batch, self.cooldown);
+    }
+
     /// The size to use at `now`.
     pub fn at(&mut self, now: Instant) -> usize {
         if self.lowered_at.is_some_and(|lowered| now.duration_since(lowered) >= self.cooldown) {
@@ -152,6 +157,18 @@ mod tests {
         cap.lower(1, start);
         assert_eq!(cap.at(start + Duration::from_secs(599)), 1);
         assert_eq!(cap.at(start + Duration::from_secs(600)), 8);
+    }
+
+    #[test]
+    fn a_settled_cap_is_what_it_comes_back_to() {
+        let start = Instant::now();
+        let mut cap = BatchCap::new(8, Duration::from_secs(600));
+        cap.lower(8, start);
+        cap.settle(5);
+        assert_eq!(cap.at(start), 5);
+        cap.lower(5, start);
+        assert_eq!(cap.at(start), 3);
+        assert_eq!(cap.at(start + Duration::from_secs(600)), 5);
     }
 
     #[derive(Clone, Debug)]

@@ -87,6 +87,10 @@ pub struct InferenceMetrics {
     pub images: Counter,
     /// Time of the model thread in the model.
     pub model_busy: Stopwatch,
+    /// Images whose whole answer one pass gave, since it was that of a draft.
+    pub drafts_accepted: Counter,
+    /// Images that a draft was tried on and that took more passes.
+    pub drafts_rejected: Counter,
     /// Places in runs of the model that no image took: a run had room for so many more. Images that run
     /// together are of one size and their prompts of one length, so there is no other padding.
     pub empty_places: Counter,

@@ -15,6 +15,7 @@ pub mod golden;
 pub mod metrics;
 pub mod permits;
 pub mod queue;
+mod reading;
 pub mod reply;
 pub mod runner;
 pub mod scorer;
@@ -25,6 +26,7 @@ pub mod settings;
 pub mod slot;
 #[cfg(feature = "dev")]
 pub mod stand_in;
+mod warm_up;
 pub mod watchdog;
 
 pub use engine::{Health, ModelInfo, StartError};

@@ -6,6 +6,7 @@ use super::{
     metrics::InferenceMetrics,
     scorer::{ScoreBatch, Scorer, ScorerError},
     slot::{Slot, SlotPool},
+    warm_up::{fitting, peak_of},
     watchdog::RunClock,
 };
 use crate::{
@@ -68,26 +69,48 @@ impl Runner {
         capacity
     }
 
-    /// Runs the largest batch of neutral images, smaller if memory asks for it, and says how long the
-    /// run took that passed.
+    /// Finds the largest batch of neutral images that fits into memory, which none exceeds from then on, and
+    /// says how long its run took.
     ///
     /// # Errors
     /// [`EngineFailure`] when not even one image passes.
     pub fn warm_up(&mut self, slots: &SlotPool) -> Result<Duration, EngineFailure> {
-        loop {
-            let size = self.capacity();
-            let batch = ScoreBatch { slots: (0..size).map(|_| neutral_slot(slots)).collect() };
+        let capacity = self.capacity();
+        let mut size = capacity;
+        if capacity > 2 {
+            let mut peaks = [None; 2];
+            for (images, peak) in (1..).zip(&mut peaks) {
+                // What fails here fails below, where it is answered for.
+                *peak = peak_of(|| self.run_neutral(slots, images)).1;
+            }
+            size = fitting(capacity, peaks[0], peaks[1]);
+        }
+        let (mut fits, mut too_many) = (0, size + 1);
+        let mut took = Duration::ZERO;
+        while fits + 1 < too_many {
             let start = Instant::now();
-            match self.call(&batch) {
-                Ok(_) => return Ok(start.elapsed()),
+            match self.run_neutral(slots, size) {
+                Ok(()) => (fits, took) = (size, start.elapsed()),
                 Err(ScorerError::OutOfMemory { reason, .. }) if size == 1 => {
                     return Err(EngineFailure::out_of_memory(reason));
                 }
-                Err(ScorerError::OutOfMemory { .. }) => self.lower_cap(size),
+                Err(ScorerError::OutOfMemory { .. }) => too_many = size,
                 Err(ScorerError::Batch { reason, .. }) => return Err(EngineFailure::model(reason)),
                 Err(ScorerError::Device(reason)) => return Err(EngineFailure::device(reason)),
             }
+            size = fits.midpoint(too_many);
         }
+        if fits < capacity {
+            tracing::warn!(batch = fits, configured = capacity, "no larger batch fits into memory");
+        }
+        self.cap.settle(fits);
+        self.metrics.batch_cap.set(fits as u64);
+        Ok(took)
+    }
+
+    fn run_neutral(&mut self, slots: &SlotPool, images: usize) -> Result<(), ScorerError> {
+        let batch = ScoreBatch { slots: (0..images).map(|_| neutral_slot(slots)).collect() };
+        self.call(&batch).map(drop)
     }
 
     /// Scores `slots` and calls `answer` once an image, in their order.
@@ -141,7 +164,11 @@ impl Runner {
     /// # Errors
     /// [`EngineFailure`] when the device or its memory is beyond use.
     pub fn score_aside(&mut self, batch: &ScoreBatch) -> Result<Result<f64, String>, EngineFailure> {
-        match self.call(batch).map(|mut verdicts| verdicts.pop()) {
+        let verdicts = {
+            let _run = self.clock.begin();
+            call(self.scorer.as_mut(), batch, |scorer, batch| scorer.score_afresh(batch))
+        };
+        match verdicts.map(|mut verdicts| verdicts.pop()) {
             Ok(Some(Ok(answer))) if !self.is_suspicious(&Ok(answer.clone())) => Ok(Ok(answer.score())),
             Ok(Some(Err(error))) => Ok(Err(error.message)),
             Ok(_) => Ok(Err("its score is no finite number in the model's range".into())),
@@ -193,7 +220,7 @@ impl Runner {
     /// Fails when the model does not get a neutral image through either.
     fn check_neutral(&mut self, reason: &str) -> Result<(), EngineFailure> {
         let _run = self.clock.begin();
-        match call(self.scorer.as_mut(), &self.neutral) {
+        match call(self.scorer.as_mut(), &self.neutral, |scorer, batch| scorer.score(batch)) {
             Ok(verdicts) if !verdicts.iter().any(|verdict| self.is_suspicious(verdict)) => Ok(()),
             Ok(_) | Err(ScorerError::Batch { .. }) => Err(EngineFailure::model(reason)),
             Err(ScorerError::OutOfMemory { reason, .. }) => Err(EngineFailure::out_of_memory(reason)),
@@ -222,22 +249,30 @@ impl Runner {
 
     fn attempt(&mut self, batch: &ScoreBatch) -> Result<Vec<Verdict>, ScorerError> {
         let start = Instant::now();
+        let before = self.scorer.drafts();
         let outcome = self.call(batch);
+        let after = self.scorer.drafts();
         self.metrics.record_batch(batch.len(), start.elapsed());
+        self.metrics.drafts_accepted.add(after.accepted.saturating_sub(before.accepted));
+        self.metrics.drafts_rejected.add(after.rejected.saturating_sub(before.rejected));
         outcome
     }
 
     fn call(&mut self, batch: &ScoreBatch) -> Result<Vec<Verdict>, ScorerError> {
         let _run = self.clock.begin();
-        call(self.scorer.as_mut(), batch)
+        call(self.scorer.as_mut(), batch, |scorer, batch| scorer.score(batch))
     }
 }
 
 /// Calls the scorer; a panic and a wrong number of results are failures of the batch.
-fn call(scorer: &mut dyn Scorer, batch: &ScoreBatch) -> Result<Vec<Verdict>, ScorerError> {
-    // A scorer keeps nothing from one batch to the next that a later batch reads, so that a half-done
-    // call leaves nothing broken behind.
-    match catch_unwind(AssertUnwindSafe(|| scorer.score(batch))) {
+fn call(
+    scorer: &mut dyn Scorer,
+    batch: &ScoreBatch,
+    score: impl FnOnce(&mut dyn Scorer, &ScoreBatch) -> Result<Vec<Verdict>, ScorerError>,
+) -> Result<Vec<Verdict>, ScorerError> {
+    // A scorer keeps from one batch to the next only what it has learnt from whole ones, so that a
+    // half-done call leaves nothing broken behind.
+    match catch_unwind(AssertUnwindSafe(|| score(scorer, batch))) {
         Ok(Ok(verdicts)) if verdicts.len() != batch.len() => Err(ScorerError::Batch {
             batch: batch.len(),
             reason: format!("it gave {} results for {} images", verdicts.len(), batch.len()),

@@ -3,7 +3,7 @@
 use super::slot::Slot;
 use crate::{
     fault::ItemError,
-    score::{Answer, ModelVersion},
+    score::{Answer, DraftCounts, ModelVersion},
 };
 
 /// Images ready for the model: one leased slot of pixel values an image.
@@ -54,4 +54,18 @@ pub trait Scorer {
     /// [`ScorerError`] when the batch failed as a whole; an [`ItemError`] in an item's place when
     /// that item alone did.
     fn score(&mut self, batch: &ScoreBatch) -> Result<Vec<Result<Answer, ItemError>>, ScorerError>;
+
+    /// As [`score`](Self::score), in a way that nothing scored before has any part in: equal images get
+    /// equal scores, to the last bit, as long as the device computes what it did.
+    ///
+    /// # Errors
+    /// As [`score`](Self::score).
+    fn score_afresh(&mut self, batch: &ScoreBatch) -> Result<Vec<Result<Answer, ItemError>>, ScorerError> {
+        self.score(batch)
+    }
+
+    /// How the draft answers have fared that this scorer tried so far, if it tries any.
+    fn drafts(&self) -> DraftCounts {
+        DraftCounts::default()
+    }
 }

@@ -6,6 +6,7 @@ use super::{
     failure::EngineFailure,
     golden::GoldenImage,
     metrics::InferenceMetrics,
+    reading::reading,
     reply::{Observer, Reply, ScoreFailure, Scored},
     scorer::Scorer,
     settings::InferenceSettings,
@@ -59,6 +60,8 @@ impl ScoringService {
         E: Error + Send + 'static,
         B: FnOnce() -> Result<Box<dyn Scorer>, E> + Send + 'static,
     {
+        let mode = images.preprocess;
+        let build = move || build().map(|scorer| reading(scorer, mode));
         let golden = (settings.golden_interval_ms > 0).then(|| GoldenImage::new(preprocessor.clone()));
         let engine = Arc::new(Engine::spawn(build, golden, settings, metrics)?.ready().await?);
         let (preprocessed, expected) = (preprocessor.image_size(), engine.info().image_size);

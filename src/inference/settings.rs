@@ -7,7 +7,8 @@ use std::{num::NonZeroUsize, thread, time::Duration};
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct InferenceSettings {
-    /// The most images in one run of the model.
+    /// The most images in one run of the model; fewer where memory asks for it. All images of a model have one
+    /// size, so that their number is the work and the memory of a batch.
     pub batch_size: usize,
     /// How long the first image of a batch waits for company while the model is idle.
     pub linger_ms: u64,
@@ -17,8 +18,7 @@ pub struct InferenceSettings {
     pub decoded_megapixels: u64,
     /// Images between arrival and answer; 0 is two batches and two images a decode thread.
     pub max_in_flight: usize,
-    /// Run the largest batch once before the first image is taken, so that a device too small for it
-    /// shows at start.
+    /// Find the largest batch that fits into memory before the first image is taken.
     pub warm_up: bool,
     /// How long a batch size that ran out of memory is avoided, in seconds.
     pub out_of_memory_cooldown_s: u64,

@@ -104,6 +104,9 @@ fn describe(
             Ok(metadata) => metadata,
             Err(error) if out_of_time => {
                 let reason = client.client().context().last_error().unwrap_or_else(|| error.to_string());
+                if reason.contains("certificate verify failed") {
+                    return Err(Error::Untrusted { brokers, reason });
+                }
                 return Err(Error::Unreachable { brokers, waited_ms: begun.elapsed().as_millis(), reason });
             }
             Err(_) => continue,

@@ -1,7 +1,7 @@
 //! The `[kafka]` section of the configuration.
 
 use super::Error;
-use crate::secret::Secret;
+use crate::secret::{Secret, address_without_credentials};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -54,6 +54,7 @@ pub struct SaslSettings {
     pub token_file: Option<PathBuf>,
     /// OAUTHBEARER: the OpenID Connect token endpoint for the client-credentials grant, fetched by
     /// librdkafka; needs a build with the feature `oidc`.
+    #[serde(deserialize_with = "address_without_credentials")]
     pub token_endpoint: Option<String>,
     pub client_id: String,
     pub client_secret: Secret,

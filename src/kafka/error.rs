@@ -16,6 +16,12 @@ pub enum Error {
         "no Kafka broker at {brokers} answered within {waited_ms} ms ({reason}); check kafka.brokers, the network, and kafka.security and its credentials"
     )]
     Unreachable { brokers: String, waited_ms: u128, reason: String },
+    /// A broker's certificate is not signed by an authority that is trusted, or names another host.
+    #[error(
+        "no Kafka broker at {brokers} can be trusted ({reason}); give the brokers' authority in kafka.tls.ca, \
+         and see that their certificates have the host names in kafka.brokers and advertised.listeners"
+    )]
+    Untrusted { brokers: String, reason: String },
     /// A configured topic does not exist.
     #[error("topic {topic:?} ({setting}) does not exist on {brokers}; create it or correct the setting")]
     TopicMissing { topic: String, setting: &'static str, brokers: String },
@@ -44,9 +50,10 @@ impl Error {
     pub fn disposition(&self) -> Disposition {
         match self {
             Self::Setting { .. } | Self::Client { .. } | Self::Thread { .. } => Disposition::Stop,
-            Self::Unreachable { .. } | Self::TopicMissing { .. } | Self::TopicDenied { .. } => {
-                Disposition::Hold
-            }
+            Self::Unreachable { .. }
+            | Self::Untrusted { .. }
+            | Self::TopicMissing { .. }
+            | Self::TopicDenied { .. } => Disposition::Hold,
             Self::Produce { retriable: true, .. }
             | Self::Read { .. }
             | Self::Transaction { .. }

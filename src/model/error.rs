@@ -1,6 +1,11 @@
 //! Why a model can't be loaded.
 
-use super::{checkpoint::CheckpointError, device::Device, prompt::PromptError, tokenizer::TokenizerError};
+use super::{
+    checkpoint::CheckpointError,
+    device::{Device, Quantize},
+    prompt::PromptError,
+    tokenizer::TokenizerError,
+};
 use crate::fault::Disposition;
 use tch::TchError;
 
@@ -10,6 +15,9 @@ pub enum ModelError {
     /// The device that was asked for can't be used.
     #[error("device {device}: {reason} {remedy}")]
     Device { device: Device, reason: String, remedy: &'static str },
+    /// The device can't compute with weights of that kind.
+    #[error("quantization {quantize}: {reason}")]
+    Quantize { quantize: Quantize, reason: &'static str },
     /// The checkpoint folder can't be used.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),

@@ -10,12 +10,26 @@ pub struct Block<'a> {
     pub embeddings: &'a Tensor,
     /// Which of the block's positions stand for the image; empty for text alone.
     pub image: Range<i64>,
+    /// Which of the block's positions hidden states are wanted of; of the others only what later
+    /// positions see is computed.
+    pub read: Range<i64>,
 }
 
 impl<'a> Block<'a> {
-    /// A block without image positions.
+    /// A block whose positions are all read.
+    pub fn new(embeddings: &'a Tensor, image: Range<i64>) -> Self {
+        let count = embeddings.size().get(1).copied().unwrap_or(0);
+        Self { embeddings, image, read: 0..count }
+    }
+
+    /// One without image positions.
     pub fn text(embeddings: &'a Tensor) -> Self {
-        Self { embeddings, image: 0..0 }
+        Self::new(embeddings, 0..0)
+    }
+
+    /// The same, with only some positions read; never none.
+    pub fn reading(self, read: Range<i64>) -> Self {
+        Self { read, ..self }
     }
 }
 
@@ -57,18 +71,25 @@ pub trait Family: Send {
     /// The longest sequence that the language model may hold.
     fn max_positions(&self) -> i64;
 
+    /// Up to how many positions it makes no difference whether they are appended together or one by
+    /// one.
+    fn blockwise_positions(&self) -> i64 {
+        self.max_positions()
+    }
+
     fn device(&self) -> Device;
 
     /// The type that the model computes in.
     fn kind(&self) -> Kind;
 
     /// Pixel values `[images, 3, edge, edge]`, on the model's device, to embeddings
-    /// `[images, image_positions, hidden]`.
+    /// `[images, image_positions, hidden]`. For a model in use: what depends on its parameters alone
+    /// may be computed at the first call and kept.
     fn encode_images(&self, pixels: &Tensor) -> Result<Tensor, TchError> {
         self.encode_images_in(pixels, &mut Passes::Kept)
     }
 
-    /// As [`Self::encode_images`], part by part.
+    /// As [`Self::encode_images`], part by part, for parameters that change.
     fn encode_images_in<'a>(&'a self, pixels: &Tensor, passes: &mut Passes<'a>) -> Result<Tensor, TchError>;
 
     /// Token ids of any shape, i64, to embeddings `[.., hidden]`.
@@ -77,8 +98,8 @@ pub trait Family: Send {
     /// An empty cache with room for `capacity` positions in each of `rows` rows.
     fn new_cache(&self, rows: i64, capacity: i64) -> Result<KvCache, TchError>;
 
-    /// Appends a block at each row's own position; gives the last hidden states
-    /// `[rows, count, hidden]`, ready for [`Self::logits`].
+    /// Appends a block at each row's own position; gives the last hidden states of the positions that
+    /// are read, `[rows, read, hidden]`, ready for [`Self::logits`].
     fn forward(&self, block: &Block<'_>, cache: &mut KvCache) -> Result<Tensor, TchError>;
 
     /// The last hidden states `[rows, count, hidden]` of whole rows, ready for [`Self::logits`]: those

@@ -1,5 +1,6 @@
 //! Keys and values of the positions that a language model has seen, row by row.
 
+use super::transfer::upload;
 use tch::{Device, Kind, TchError, Tensor};
 
 /// Preallocated keys and values of every layer, with a length per row.
@@ -58,6 +59,18 @@ impl Placement {
     pub fn end(&self) -> i64 {
         self.end
     }
+
+    /// Every new position, `[rows or 1, count]`, i64, made on `device` where rows agree.
+    pub fn positions(&self, device: Device) -> Result<Tensor, TchError> {
+        match &self.index {
+            Some(index) => index.f_view([-1, self.count]),
+            None => {
+                let start = self.starts[0];
+                let positions = Tensor::f_arange_start(start, start + self.count, (Kind::Int64, device))?;
+                positions.f_view([1, self.count])
+            }
+        }
+    }
 }
 
 impl KvCache {
@@ -69,6 +82,27 @@ impl KvCache {
             .map(|_| Ok(Layer { keys: zeros()?, values: zeros()? }))
             .collect::<Result<_, TchError>>()?;
         Ok(Self { layers, lengths: vec![0; usize::try_from(rows).unwrap_or(0)], capacity })
+    }
+
+    /// A cache of `rows` rows, each of which begins with what the one row of `prefix` holds; with room
+    /// for `capacity` positions in all.
+    pub fn beginning_with(prefix: &Self, rows: i64, capacity: i64) -> Result<Self, TchError> {
+        let length = prefix.lengths.first().copied().unwrap_or(0);
+        let begin = |prefix: &Tensor| -> Result<Tensor, TchError> {
+            let (_, kv_heads, _, head_dim) = prefix.size4()?;
+            let size = [rows, kv_heads, capacity.max(length), head_dim];
+            let cached = Tensor::f_zeros(size, (prefix.kind(), prefix.device()))?;
+            // One row is copied to all.
+            cached.f_narrow(2, 0, length)?.f_copy_(&prefix.f_narrow(2, 0, length)?)?;
+            Ok(cached)
+        };
+        let layers = prefix
+            .layers
+            .iter()
+            .map(|layer| Ok(Layer { keys: begin(&layer.keys)?, values: begin(&layer.values)? }))
+            .collect::<Result<_, TchError>>()?;
+        let lengths = vec![length; usize::try_from(rows).unwrap_or(0)];
+        Ok(Self { layers, lengths, capacity: capacity.max(length) })
     }
 
     pub fn rows(&self) -> usize {
@@ -91,7 +125,7 @@ impl KvCache {
             return Ok(Placement { starts: vec![longest], count, end, index: None });
         }
         let device = self.device();
-        let starts = Tensor::f_from_slice(&self.lengths)?.f_to_device(device)?.f_view([-1, 1, 1, 1])?;
+        let starts = upload(&self.lengths, device)?.f_view([-1, 1, 1, 1])?;
         let offsets = Tensor::f_arange(count, (Kind::Int64, device))?.f_view([1, 1, count, 1])?;
         let index = Some(starts.f_add(&offsets)?);
         Ok(Placement { starts: self.lengths.clone(), count, end, index })
@@ -146,13 +180,23 @@ impl KvCache {
 
     /// Keeps only the named rows, in that order.
     pub fn keep_rows(&mut self, rows: &[i64]) -> Result<(), TchError> {
-        let index = Tensor::f_from_slice(rows)?.f_to_device(self.device())?;
+        let index = upload(rows, self.device())?;
         for layer in &mut self.layers {
             layer.keys = layer.keys.f_index_select(0, &index)?;
             layer.values = layer.values.f_index_select(0, &index)?;
         }
         self.lengths =
             rows.iter().filter_map(|&row| self.lengths.get(usize::try_from(row).ok()?).copied()).collect();
+        Ok(())
+    }
+
+    /// Keeps the rows at the places `kept`, whose owners stay in `owners` in the same order.
+    pub fn leave(&mut self, owners: &mut Vec<usize>, kept: &[usize]) -> Result<(), TchError> {
+        if kept.len() < owners.len() {
+            let rows: Vec<i64> = kept.iter().map(|&row| row as i64).collect();
+            self.keep_rows(&rows)?;
+            *owners = kept.iter().map(|&row| owners[row]).collect();
+        }
         Ok(())
     }
 

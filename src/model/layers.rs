@@ -1,21 +1,43 @@
 //! The few layers that every network here is made of.
 
+use super::{
+    onednn,
+    quantize::{Int8, W8a8},
+};
 use tch::{Kind, TchError, Tensor};
 
 /// `x W^T + b`.
 pub struct Linear {
-    /// `[outputs, inputs]`.
+    /// `[outputs, inputs]`. Where `kernel` holds a quantised copy, this one is as it was stored and is not
+    /// computed with.
     pub weight: Tensor,
     /// `[outputs]`.
     pub bias: Option<Tensor>,
     /// What training adds to a weight that it leaves alone.
     pub adapter: Option<LowRank>,
+    pub kernel: Kernel,
+}
+
+/// How a linear map multiplies.
+pub enum Kernel {
+    /// With the weight itself, as training must.
+    Plain,
+    /// Through oneDNN, with the weight itself or a copy that is laid out for it.
+    OneDnn(Tensor),
+    W8a8(W8a8),
+    Int8(Int8),
 }
 
 impl Linear {
     /// `[.., inputs]` to `[.., outputs]`.
     pub fn forward(&self, input: &Tensor) -> Result<Tensor, TchError> {
-        let output = input.f_linear(&self.weight, self.bias.as_ref())?;
+        let bias = self.bias.as_ref();
+        let output = match &self.kernel {
+            Kernel::Plain => input.f_linear(&self.weight, bias)?,
+            Kernel::OneDnn(weight) => onednn::linear(input, weight, bias)?,
+            Kernel::W8a8(weight) => weight.forward(input, bias)?,
+            Kernel::Int8(weight) => weight.forward(input, bias)?,
+        };
         match &self.adapter {
             None => Ok(output),
             Some(adapter) => output.f_add(&adapter.forward(input)?),
@@ -64,5 +86,11 @@ pub fn rms_normalize(input: &Tensor, eps: f64) -> Result<Tensor, TchError> {
 
 /// `x * sigmoid(1.702 x)`, CLIP's approximation of GELU.
 pub fn quick_gelu(input: &Tensor) -> Result<Tensor, TchError> {
-    input.f_mul(&input.f_mul_scalar(1.702)?.f_sigmoid()?)
+    let mut scaled = input.f_mul_scalar(1.702)?;
+    if input.requires_grad() {
+        return input.f_mul(&scaled.f_sigmoid()?);
+    }
+    // In one new tensor instead of three: the largest activations there are, which cost more to get from
+    // the system than to compute.
+    scaled.f_sigmoid_()?.f_mul_(input)
 }

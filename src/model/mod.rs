@@ -14,9 +14,12 @@ pub(crate) mod fields;
 pub mod kv_cache;
 pub mod layers;
 pub mod mplug_owl2;
+pub mod onednn;
 pub mod parameters;
 pub mod passes;
+pub mod pixels;
 pub mod prompt;
+pub mod quantize;
 pub mod rope;
 pub mod score_head;
 pub mod scorer;
@@ -24,6 +27,7 @@ pub mod settings;
 #[cfg(test)]
 pub(crate) mod synthetic;
 pub mod tokenizer;
+pub mod transfer;
 
 pub use error::ModelError;
 pub use scorer::{TorchScorer, served_version};

@@ -1,6 +1,7 @@
 //! Rotary position embedding (Su et al., RoFormer), with LLaMA's linear and dynamic scaling.
 
 use super::{config::RopeScaling, kv_cache::Placement};
+use std::ops::Range;
 use tch::{Device, Kind, TchError, Tensor};
 
 /// The rotation of queries and keys by their positions.
@@ -34,10 +35,8 @@ impl RotaryEmbedding {
 
     /// The rotation of a block's positions: angles in f32, cosine and sine rounded to `kind`.
     pub fn rotation(&self, placement: &Placement, kind: Kind) -> Result<Rotation, TchError> {
-        let device = self.inverse_frequencies.device();
-        let starts = Tensor::f_from_slice(placement.starts())?.f_to_device(device)?.f_view([-1, 1, 1])?;
-        let offsets = Tensor::f_arange(placement.count(), (Kind::Int64, device))?.f_view([1, -1, 1])?;
-        let mut positions = starts.f_add(&offsets)?.f_to_kind(Kind::Float)?;
+        let positions = placement.positions(self.inverse_frequencies.device())?.f_unsqueeze(-1)?;
+        let mut positions = positions.f_to_kind(Kind::Float)?;
         if let Some(RopeScaling::Linear(factor)) = self.scaling {
             positions = positions.f_div_scalar(factor)?;
         }
@@ -77,6 +76,12 @@ fn inverse_frequencies(dim: i64, theta: f64, device: Device) -> Result<Tensor, T
 }
 
 impl Rotation {
+    /// That of some of the block's positions.
+    pub fn within(&self, positions: &Range<i64>) -> Result<Self, TchError> {
+        let narrow = |table: &Tensor| table.f_narrow(2, positions.start, positions.end - positions.start);
+        Ok(Self { cos: narrow(&self.cos)?, sin: narrow(&self.sin)? })
+    }
+
     /// Turns queries or keys, `[rows, heads, count, dim]`: dimension `i` pairs with `i + dim / 2`.
     pub fn apply(&self, heads: &Tensor) -> Result<Tensor, TchError> {
         let halves = heads.f_chunk(2, -1)?;

@@ -3,24 +3,22 @@
 use super::{
     checkpoint::{Checkpoint, short_name},
     config::ScoreHeadConfig,
-    decode::{EmbeddedPrompt, Generated, GreedyOptions, generate},
-    device::{has_bf16_instructions, use_threads},
+    decode::{EmbeddedPrompt, Generated, GreedyOptions, Verifier, generate},
+    device::{Quantize, has_bf16_instructions, has_byte_instructions, use_threads},
     error::{ModelError, first_line},
     families::build_family,
     family::Family,
     parameters::Parameters,
+    pixels::PixelBatches,
     prompt::PromptTokens,
     score_head::{SCORE_TOKEN, ScoreHead, fill_scores},
-    settings::{ModelSettings, PromptChoice},
+    settings::{DecodeMode, ModelSettings, PromptChoice},
     tokenizer::{Tokenizer, TokenizerError},
 };
 use crate::{
     fault::{ErrorCode, ItemError, Stage},
-    inference::{
-        scorer::{ScoreBatch, Scorer, ScorerError},
-        slot::Slot,
-    },
-    score::{Answer, DecodeKind, ModelVersion},
+    inference::scorer::{ScoreBatch, Scorer, ScorerError},
+    score::{Answer, DecodeKind, DraftCounts, ModelVersion},
 };
 use sha2::{Digest, Sha256};
 use std::path::Path;
@@ -36,6 +34,9 @@ pub struct TorchScorer {
     prompt: EmbeddedPrompt,
     head: ScoreHead,
     options: GreedyOptions,
+    /// Absent where every token is to be generated.
+    verifier: Option<Verifier>,
+    pixels: PixelBatches,
     precision: u8,
     version: ModelVersion,
 }
@@ -66,19 +67,25 @@ impl TorchScorer {
                  --dtype f32 (model.dtype) is the faster choice here, for twice the memory"
             );
         }
+        if settings.quantize == Quantize::W8a8 && !has_byte_instructions() {
+            tracing::warn!(
+                "this processor has no instructions for products of bytes and gains nothing from w8a8; \
+                 --quantize none (model.quantize) is exact"
+            );
+        }
         let tokenizer = Tokenizer::open(folder)?;
         check_score_tokens(&score, config.language.vocab_size, &tokenizer, folder)?;
         let prompt = PromptTokens::of_choice(&settings.prompt, &tokenizer)?;
         let positions = prompt.positions(config.image_positions().unsigned_abs() as usize) as u64;
         let activations = config.activation_bytes(1, positions, kind.elt_size_in_bytes() as u64);
-        checkpoint.check_memory(kind, device, activations)?;
+        checkpoint.check_memory(kind, settings.quantize, device, activations)?;
         let end_tokens = config.special.eos.clone();
         let version = ModelVersion {
             model: config.model_type.clone(),
-            version: version_name(&checkpoint.digest()?.version, &settings.prompt, kind),
+            version: version_name(&checkpoint.digest()?.version, &settings.prompt, kind, settings.quantize),
             preprocess_revision,
         };
-        let parameters = Parameters::load(&checkpoint, kind, device)?;
+        let parameters = Parameters::load_for_inference(&checkpoint, kind, device, settings.quantize)?;
         let family = build_family(checkpoint.config(), parameters, &settings.checkpoint)?;
 
         let embedded = EmbeddedPrompt::new(family.as_ref(), &prompt.before_image, &prompt.after_image)
@@ -96,18 +103,41 @@ impl TorchScorer {
             bins: head.bins(),
             max_new_tokens: usize::try_from(room.min(MAX_NEW_TOKENS)).unwrap_or(1),
         };
+        let verifier = match settings.decode {
+            DecodeMode::Generate => None,
+            DecodeMode::Verify => Some(
+                Verifier::new(family.as_ref(), &embedded)
+                    .map_err(|source| ModelError::Torch { doing: "reading the prompt", source })?,
+            ),
+        };
         Ok(Self {
             family,
             tokenizer,
             prompt: embedded,
             head,
             options,
+            verifier,
+            pixels: PixelBatches::default(),
             precision: settings.precision,
             version,
         })
     }
 
-    /// Greedy answers to images `[images, 3, edge, edge]`, before scores are read from them.
+    /// Answers to images `[images, 3, edge, edge]` as the settings say, before scores are read from
+    /// them.
+    ///
+    /// # Errors
+    /// Whatever torch reports.
+    pub fn decode(&mut self, pixels: &Tensor) -> Result<Vec<Generated>, TchError> {
+        let Self { family, prompt, options, verifier: Some(verifier), .. } = self else {
+            return self.generate(pixels);
+        };
+        let _no_grad = tch::no_grad_guard();
+        let images = family.encode_images(pixels)?;
+        verifier.answer(family.as_ref(), prompt, &images, options)
+    }
+
+    /// As [`Self::decode`], a token a pass whatever the settings say.
     ///
     /// # Errors
     /// Whatever torch reports.
@@ -118,26 +148,21 @@ impl TorchScorer {
         generate(self.family.as_ref(), &embeddings, image, &self.options)
     }
 
-    /// The slots as one tensor on the model's device, in the model's type: one copy a slot, which
-    /// converts as it goes. To a GPU each copy waits for its slot; pinned slots would let it overlap.
-    fn gather(&self, slots: &[Slot]) -> Result<Tensor, TchError> {
-        let edge = self.family.image_size();
-        let size = [3, edge, edge];
-        let to = (self.family.kind(), self.family.device());
-        let pixels = Tensor::f_empty([slots.len() as i64, 3, edge, edge], to)?;
-        for (row, slot) in (0..).zip(slots) {
-            let values = slot.values();
-            if values.len() as i64 != size.iter().product::<i64>() {
-                let problem = format!("a slot holds {} values, not 3 * {edge} * {edge}", values.len());
-                return Err(TchError::Shape(problem));
-            }
-            let data = values.as_ptr().cast();
-            // SAFETY: the slot is borrowed for longer than this view of it lives, holds as many f32
-            // values as `size` calls for, and is only read.
-            let view = unsafe { Tensor::f_from_blob(data, &size, &[], Kind::Float, tch::Device::Cpu) }?;
-            pixels.f_select(0, row)?.f_copy_(&view)?;
+    fn score_by(
+        &mut self,
+        batch: &ScoreBatch,
+        decode: impl FnOnce(&mut Self, &Tensor) -> Result<Vec<Generated>, TchError>,
+    ) -> Result<Vec<Result<Answer, ItemError>>, ScorerError> {
+        // Gradients are off per thread, and this may not be the thread that loaded the model.
+        let _no_grad = tch::no_grad_guard();
+        if batch.is_empty() {
+            return Ok(Vec::new());
         }
-        Ok(pixels)
+        let to = (self.family.kind(), self.family.device());
+        let pixels = self.pixels.gather(&batch.slots, self.family.image_size(), to);
+        let generated = pixels.and_then(|pixels| decode(self, &pixels));
+        let generated = generated.map_err(|error| scorer_error(batch.len(), &error))?;
+        Ok(generated.into_iter().map(|generated| self.answer(generated)).collect())
     }
 
     /// What the generated tokens say about the image.
@@ -173,7 +198,7 @@ impl TorchScorer {
             text: fill_scores(&text, &scores, self.precision),
             scores,
             tokens,
-            decode: DecodeKind::Generated,
+            decode: if generated.verified { DecodeKind::Verified } else { DecodeKind::Generated },
             forwards: generated.forwards,
         })
     }
@@ -193,14 +218,15 @@ impl Scorer for TorchScorer {
     }
 
     fn score(&mut self, batch: &ScoreBatch) -> Result<Vec<Result<Answer, ItemError>>, ScorerError> {
-        // Gradients are off per thread, and this may not be the thread that loaded the model.
-        let _no_grad = tch::no_grad_guard();
-        if batch.is_empty() {
-            return Ok(Vec::new());
-        }
-        let generated = self.gather(&batch.slots).and_then(|pixels| self.generate(&pixels));
-        let generated = generated.map_err(|error| scorer_error(batch.len(), &error))?;
-        Ok(generated.into_iter().map(|generated| self.answer(generated)).collect())
+        self.score_by(batch, Self::decode)
+    }
+
+    fn score_afresh(&mut self, batch: &ScoreBatch) -> Result<Vec<Result<Answer, ItemError>>, ScorerError> {
+        self.score_by(batch, |scorer, pixels| scorer.generate(pixels))
+    }
+
+    fn drafts(&self) -> DraftCounts {
+        self.verifier.as_ref().map(Verifier::counts).unwrap_or_default()
     }
 }
 
@@ -236,12 +262,12 @@ pub fn served_version(settings: &ModelSettings) -> Result<String, ModelError> {
     let device = settings.device.open()?;
     let checkpoint = Checkpoint::open(Path::new(&settings.checkpoint))?;
     let kind = settings.dtype.resolve(checkpoint.stored_kind(), device);
-    Ok(version_name(&checkpoint.digest()?.version, &settings.prompt, kind))
+    Ok(version_name(&checkpoint.digest()?.version, &settings.prompt, kind, settings.quantize))
 }
 
 /// `sha256:` and twelve digits of the checkpoint's digest, the prompt, and the type computed in,
-/// joined by `+`; a prompt of one's own goes in as eight digits of its own digest.
-fn version_name(checkpoint: &str, prompt: &PromptChoice, kind: Kind) -> String {
+/// joined by `+`, and how weights are quantised, where they are; a prompt of one's own goes in as eight digits of its own digest.
+fn version_name(checkpoint: &str, prompt: &PromptChoice, kind: Kind, quantize: Quantize) -> String {
     let digits = |digest: &str, count| digest.chars().take(count).collect::<String>();
     let checkpoint = short_name(checkpoint);
     let prompt = match prompt {
@@ -257,7 +283,10 @@ fn version_name(checkpoint: &str, prompt: &PromptChoice, kind: Kind) -> String {
         Kind::Half => "f16",
         _ => "other",
     };
-    format!("{checkpoint}+{prompt}+{kind}")
+    match quantize {
+        Quantize::None => format!("{checkpoint}+{prompt}+{kind}"),
+        quantize => format!("{checkpoint}+{prompt}+{kind}+{quantize}"),
+    }
 }
 
 /// What the inference engine does about a torch error: split the batch, restart, or bisect.

@@ -1,6 +1,7 @@
 //! The `model` section of the configuration.
 
-use super::device::{Device, Dtype};
+use super::device::{Device, Dtype, Quantize};
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use std::{convert::Infallible, fmt, str::FromStr};
 
@@ -15,8 +16,12 @@ pub struct ModelSettings {
     pub device: Device,
     /// `auto`, `f32`, `bf16` or `f16`.
     pub dtype: Dtype,
+    /// `none`, `w8a8` or `int8`.
+    pub quantize: Quantize,
     /// `assess`, `arch` or the question itself.
     pub prompt: PromptChoice,
+    /// `verify` or `generate`: the same answers, at the cost of one pass or of one a token.
+    pub decode: DecodeMode,
     /// Decimals that scores are rounded to inside the answer's text. Scores themselves stay unrounded.
     pub precision: u8,
     /// CPU threads of one tensor operation; 0 takes every core this process may use.
@@ -29,10 +34,32 @@ impl Default for ModelSettings {
             checkpoint: String::new(),
             device: Device::default(),
             dtype: Dtype::default(),
+            quantize: Quantize::default(),
             prompt: PromptChoice::default(),
+            decode: DecodeMode::default(),
             precision: 4,
             threads: 0,
         }
+    }
+}
+
+/// How answers are decoded. Both ways give the same tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum DecodeMode {
+    /// Answers that were given before are checked in one pass, and corrected where they are wrong
+    #[default]
+    Verify,
+    /// Greedily, a token a pass
+    Generate,
+}
+
+impl fmt::Display for DecodeMode {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Verify => "verify",
+            Self::Generate => "generate",
+        })
     }
 }
 
@@ -94,10 +121,12 @@ mod tests {
             device: Device::Cuda(2),
             dtype: Dtype::Bf16,
             prompt: PromptChoice::Text("How sharp is it?".into()),
+            decode: DecodeMode::Generate,
             ..ModelSettings::default()
         };
         let text = serde_json::to_string(&settings).unwrap();
         assert!(text.contains(r#""device":"cuda:2""#), "{text}");
+        assert!(text.contains(r#""decode":"generate""#), "{text}");
         assert_eq!(serde_json::from_str::<ModelSettings>(&text).unwrap(), settings);
     }
 

@@ -78,9 +78,18 @@ pub struct PublishArgs {
     #[arg(value_name = "DIR")]
     pub folder: PathBuf,
 
-    /// Make it the champion as well
+    /// Make it the champion as well; with --gate, only if it is accepted
     #[arg(long)]
     pub promote: bool,
+
+    /// Judge it against the champion first, by the photos and the gate of `retrain`: it is registered as
+    /// rejected, or as a candidate. Whether it has learned from these photos nobody checks
+    #[arg(long)]
+    pub gate: bool,
+
+    /// It was trained on the labels that are in Postgres now: `retrain` takes only later ones for new to it
+    #[arg(long)]
+    pub trained_on_labels: bool,
 
     /// The version that it was trained from
     #[arg(long, value_name = "VERSION")]

@@ -3,6 +3,7 @@
 use crate::{
     fault::Disposition,
     registry::RegistryError,
+    retrain::RetrainError,
     store::{StoreError, VersionError},
 };
 use std::{io, path::PathBuf};
@@ -12,6 +13,8 @@ use std::{io, path::PathBuf};
 pub enum ModelsError {
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    #[error(transparent)]
+    Trial(#[from] RetrainError),
     #[error("{}: cannot be read as metrics ({reason}); give a file with one JSON object", .path.display())]
     Metrics { path: PathBuf, reason: String },
     #[error("cannot write the results: {0}; check where standard output goes")]
@@ -35,7 +38,7 @@ impl ModelsError {
     pub fn disposition(&self) -> Disposition {
         match self {
             Self::Registry(error) => error.disposition(),
-            Self::Metrics { .. } | Self::Output(_) => Disposition::Stop,
+            Self::Trial(_) | Self::Metrics { .. } | Self::Output(_) => Disposition::Stop,
         }
     }
 
@@ -44,6 +47,7 @@ impl ModelsError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Registry(error) => error.exit_code(),
+            Self::Trial(error) => error.exit_code(),
             Self::Metrics { .. } => 2,
             Self::Output(_) => 1,
         }

@@ -7,4 +7,4 @@ mod run;
 
 pub use args::ModelsCommand;
 pub use error::ModelsError;
-pub use run::run;
+pub use run::{Done, run};

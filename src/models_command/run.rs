@@ -8,20 +8,31 @@ use super::{
 use crate::{
     config::Config,
     registry::{Origin, Publication, Registry, RegistryError},
+    retrain::{Tried, try_checkpoint},
     store::{Promotion, RegisteredVersion, Store, Terms},
 };
 use serde_json::{Map, Value};
 use std::{io::Write, path::Path};
 
+/// How a command ended that did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Done {
+    AsAsked,
+    /// The checkpoint is published, and the gate has rejected it.
+    Rejected,
+}
+
 /// Does what `command` says and writes the outcome to `out`.
 ///
 /// # Errors
 /// [`ModelsError`], whose exit code says what failed.
-pub async fn run(config: &Config, command: &ModelsCommand, out: &mut dyn Write) -> Result<(), ModelsError> {
+pub async fn run(config: &Config, command: &ModelsCommand, out: &mut dyn Write) -> Result<Done, ModelsError> {
     let store = Store::connect(&config.postgres).await?;
+    let mut done = Done::AsAsked;
     match command {
         ModelsCommand::List(shown) => output::list(&store.versions().await?, shown.format, out)?,
         ModelsCommand::Show { named, shown } => show(config, &store, named, shown.format, out).await?,
+        ModelsCommand::Publish(args) if args.gate => done = try_out(config, &store, args, out).await?,
         ModelsCommand::Publish(args) => publish(config, &store, args, out).await?,
         ModelsCommand::Promote { named, force } => {
             let version = store.find_version(named).await?.version;
@@ -46,7 +57,7 @@ pub async fn run(config: &Config, command: &ModelsCommand, out: &mut dyn Write) 
         }
     }
     store.close().await;
-    Ok(())
+    Ok(done)
 }
 
 async fn show(
@@ -72,21 +83,56 @@ async fn publish(
     args: &PublishArgs,
     out: &mut dyn Write,
 ) -> Result<(), ModelsError> {
-    let parent = match &args.parent {
-        Some(parent) => Some(store.find_version(parent).await?.version),
-        None => None,
-    };
-    let metrics = args.metrics.as_deref().map(read_metrics).transpose()?;
-    let origin = Origin { parent, dataset: None, metrics };
+    let origin = origin(store, args).await?;
+    let watermark = store.label_watermark().await?;
     let published =
         registry(config).await?.publish(&Publication { folder: args.folder.clone(), origin }).await?;
     let version = store.register_version(&published.new_version()).await?;
+    if args.trained_on_labels {
+        store.set_label_watermark(&version.version, watermark).await?;
+    }
     let RegisteredVersion { version, uri, status, .. } = version;
     writeln!(out, "{version} is published at {uri}, {} files sent; it is {status}", published.uploaded)?;
     if args.promote {
         announce(&store.promote_version(&version, &Terms::default()).await?, out)?;
     }
     Ok(())
+}
+
+/// Publishes what the gate has judged.
+async fn try_out(
+    config: &Config,
+    store: &Store,
+    args: &PublishArgs,
+    out: &mut dyn Write,
+) -> Result<Done, ModelsError> {
+    let origin = origin(store, args).await?;
+    let watermark = store.label_watermark().await?;
+    let Tried { version, uri, uploaded, champion, verdict, report } =
+        Box::pin(try_checkpoint(config, &args.folder, origin)).await?;
+    if args.trained_on_labels {
+        store.set_label_watermark(&version, watermark).await?;
+    }
+    writeln!(out, "{version} is published at {uri}, {uploaded} files sent")?;
+    writeln!(out, "against {champion} it is {verdict}")?;
+    writeln!(out, "the report is {report}")?;
+    if !verdict.is_accepted() {
+        return Ok(Done::Rejected);
+    }
+    if args.promote {
+        let terms = Terms { over: Some(Some(champion)), even_rejected: false };
+        announce(&store.promote_version(&version, &terms).await?, out)?;
+    }
+    Ok(Done::AsAsked)
+}
+
+async fn origin(store: &Store, args: &PublishArgs) -> Result<Origin, ModelsError> {
+    let parent = match &args.parent {
+        Some(parent) => Some(store.find_version(parent).await?.version),
+        None => None,
+    };
+    let metrics = args.metrics.as_deref().map(read_metrics).transpose()?;
+    Ok(Origin { parent, dataset: None, metrics })
 }
 
 async fn registry(config: &Config) -> Result<Registry, ModelsError> {

@@ -236,6 +236,18 @@ impl Dependency {
         Pass { dependency: self, leave: Some(leave) }
     }
 
+    /// Leave for one attempt that nothing depends on; `None` while the breaker is open, whose probes are
+    /// for those who wait.
+    pub(super) fn pass_if_well(&self) -> Option<Pass<'_>> {
+        if self.is_open() {
+            return None;
+        }
+        match self.ask() {
+            Asked::Go(leave) => Some(Pass { dependency: self, leave: Some(leave) }),
+            Asked::At(_) | Asked::AfterProbe => None,
+        }
+    }
+
     fn ask(&self) -> Asked {
         self.lock().breaker.ask(Instant::now())
     }

@@ -1,30 +1,36 @@
-//! Two notifications for one upload are worked on once: the second waits for the first.
+//! What two tasks need at once is worked on once: the second waits for the first.
 
-use crate::object::ScoreId;
 use std::{
     collections::{HashMap, hash_map::Entry},
+    hash::Hash,
     sync::{Arc, Mutex},
 };
 use tokio::sync::watch;
 
-/// The ids being scored now.
-#[derive(Clone, Default)]
-pub struct InFlight {
-    waiting: Arc<Mutex<HashMap<ScoreId, watch::Receiver<()>>>>,
+/// The keys being worked on now.
+#[derive(Clone)]
+pub struct InFlight<Key> {
+    waiting: Arc<Mutex<HashMap<Key, watch::Receiver<()>>>>,
 }
 
-/// What a caller is to do about an id.
-pub enum Claim {
-    /// Work on it; the id is free again when the lead drops.
-    Lead(Lead),
-    /// Someone else is at it: wait, then look whether a row is there now.
+impl<Key> Default for InFlight<Key> {
+    fn default() -> Self {
+        Self { waiting: Arc::default() }
+    }
+}
+
+/// What a caller is to do about a key.
+pub enum Claim<Key: Clone + Eq + Hash> {
+    /// Work on it; the key is free again when the lead drops.
+    Lead(Lead<Key>),
+    /// Someone else is at it: wait, then look whether it is done.
     Follow(Follow),
 }
 
-/// The sole right to work on one id.
-pub struct Lead {
-    id: ScoreId,
-    home: InFlight,
+/// The sole right to work on one key.
+pub struct Lead<Key: Clone + Eq + Hash> {
+    key: Key,
+    home: InFlight<Key>,
     _done: watch::Sender<()>,
 }
 
@@ -33,19 +39,19 @@ pub struct Follow {
     done: watch::Receiver<()>,
 }
 
-impl InFlight {
-    pub fn claim(&self, id: ScoreId) -> Claim {
-        match self.lock().entry(id) {
+impl<Key: Clone + Eq + Hash> InFlight<Key> {
+    pub fn claim(&self, key: Key) -> Claim<Key> {
+        match self.lock().entry(key.clone()) {
             Entry::Occupied(leader) => Claim::Follow(Follow { done: leader.get().clone() }),
             Entry::Vacant(vacant) => {
                 let (done, waiting) = watch::channel(());
                 vacant.insert(waiting);
-                Claim::Lead(Lead { id, home: self.clone(), _done: done })
+                Claim::Lead(Lead { key, home: self.clone(), _done: done })
             }
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<ScoreId, watch::Receiver<()>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, watch::Receiver<()>>> {
         self.waiting.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
@@ -57,15 +63,16 @@ impl Follow {
     }
 }
 
-impl Drop for Lead {
+impl<Key: Clone + Eq + Hash> Drop for Lead<Key> {
     fn drop(&mut self) {
-        self.home.lock().remove(&self.id);
+        self.home.lock().remove(&self.key);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::object::ScoreId;
 
     #[tokio::test]
     async fn a_follower_leads_after_its_leader() {

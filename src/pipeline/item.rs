@@ -18,8 +18,8 @@ use crate::{
     },
     score::{ItemStatus, ModelVersion},
     serving::{ServedModel, Ticket},
-    store::{ScoreRow, SourcePosition, StoreError, StoredScore, WriteRequest},
-    telemetry::traces::Span,
+    store::{LookUp, ScoreRow, SourcePosition, StoreError, StoredScore, WriteRequest},
+    telemetry::{metrics::ReuseSource, traces::Span},
 };
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -35,7 +35,7 @@ const OURS_CHECKED_EVERY: Duration = Duration::from_secs(1);
 /// The task of one item of one record.
 pub(super) struct ItemTask {
     pub parts: Arc<Parts>,
-    pub in_flight: InFlight,
+    pub in_flight: InFlight<ScoreId>,
     pub record: Arc<ConsumedRecord>,
     /// The span's place in the trace, which the output continues.
     pub trace: TraceContext,
@@ -65,7 +65,7 @@ pub(super) struct Ended {
     /// Places with the shadows that are to see the image too.
     shadows: Vec<Ticket>,
     /// Held until the row is written, so that a second notification finds it.
-    _lead: Option<Lead>,
+    _lead: Option<Lead<ScoreId>>,
 }
 
 enum End {
@@ -110,12 +110,12 @@ impl ItemTask {
         if stored.row.status == ItemStatus::Scored {
             parts.hold.scored();
         }
-        let revision = version.preprocess_revision;
+        let (revision, reused) = (version.preprocess_revision, facts.reused);
         let position = self.record.receipt.position(self.item.index);
         self.trace_end(facts.object.as_ref(), &stored);
         let mut staged =
             outcome::stage(&stored, facts, revision, &self.record, position, &self.trace, &parts.routes)?;
-        self.observe(&stored);
+        self.observe(&stored, reused);
         if !emitted {
             staged.clear();
         }
@@ -170,7 +170,7 @@ impl ItemTask {
         version: Arc<ModelVersion>,
         status: ItemStatus,
         error: ItemError,
-        lead: Option<Lead>,
+        lead: Option<Lead<ScoreId>>,
     ) -> Ended {
         let position = self.record.receipt.position(self.item.index);
         let id = match &facts.object {
@@ -198,14 +198,20 @@ impl ItemTask {
         let mut backoff = self.parts.retry.endless_backoff();
         loop {
             let pass = self.pass(&self.parts.hold.postgres).await?;
-            match storing::judged(pass, self.parts.store.lookup(&[id]).await) {
-                Ok(mut rows) => {
+            let (reply, answer) = oneshot::channel();
+            self.parts.rows.send(LookUp { key: id, reply }).await.map_err(|_| Abandoned::Stopping)?;
+            match answer.await.map_err(|_| Abandoned::Stopping)? {
+                Ok(stored) => {
+                    pass.worked();
                     failpoint::reach("looked-up");
-                    return Ok(rows.remove(&id).filter(|stored| stored.row.status == ItemStatus::Scored));
+                    return Ok(stored.filter(|stored| stored.row.status == ItemStatus::Scored));
                 }
                 Err(error) => {
                     self.parts.metrics.retry(Stage::Lookup);
-                    tracing::warn!(%error, "looking up a row failed; trying again");
+                    if let Some(error) = error {
+                        tracing::warn!(%error, "looking up rows failed; trying again");
+                        let _judged = storing::judged::<()>(pass, Err(error));
+                    }
                 }
             }
             self.still_ours()?;
@@ -239,6 +245,7 @@ impl ItemTask {
                     scores: Vec::new(),
                     distributions: Vec::new(),
                     text: None,
+                    content: None,
                     error: Some(refusal(&error)),
                     ..row
                 };
@@ -262,7 +269,7 @@ impl ItemTask {
         self.while_ours(dependency.pass()).await
     }
 
-    async fn while_ours<T>(&self, waiting: impl Future<Output = T>) -> Result<T, Abandoned> {
+    pub(super) async fn while_ours<T>(&self, waiting: impl Future<Output = T>) -> Result<T, Abandoned> {
         while_ours(&self.parts.ledger, &self.record.receipt, waiting).await
     }
 
@@ -279,11 +286,14 @@ impl ItemTask {
         if self.parts.ledger.is_live(&self.record.receipt) { Ok(()) } else { Err(Abandoned::PartitionLost) }
     }
 
-    fn observe(&self, stored: &StoredScore) {
+    fn observe(&self, stored: &StoredScore, reused: Option<ReuseSource>) {
         let metrics = &self.parts.metrics;
         metrics.item(stored.row.status);
-        if stored.reused && stored.row.status == ItemStatus::Scored {
-            metrics.reused.inc();
+        let reused = if stored.reused { Some(ReuseSource::Row) } else { reused };
+        if let Some(source) = reused
+            && stored.row.status == ItemStatus::Scored
+        {
+            metrics.reused(source);
         }
         if let Some(timestamp) = self.record.timestamp_ms {
             let age = (outcome::now_ms() - timestamp).max(0);
@@ -320,7 +330,12 @@ pub(super) async fn while_ours<T>(
 }
 
 impl Ended {
-    pub(super) fn row(row: ScoreRow, facts: Facts, version: Arc<ModelVersion>, lead: Option<Lead>) -> Self {
+    pub(super) fn row(
+        row: ScoreRow,
+        facts: Facts,
+        version: Arc<ModelVersion>,
+        lead: Option<Lead<ScoreId>>,
+    ) -> Self {
         Self { end: End::Row(Box::new(row)), facts, version, shadows: Vec::new(), _lead: lead }
     }
 

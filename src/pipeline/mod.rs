@@ -15,6 +15,7 @@
 
 mod admission;
 mod breaker;
+mod content_cache;
 mod dead_letter_guard;
 mod fetching;
 mod hold;
@@ -23,6 +24,7 @@ mod item;
 mod observing;
 mod outcome;
 mod patience;
+mod reuse;
 mod scoring;
 mod settings;
 mod storing;
@@ -30,18 +32,20 @@ mod voting;
 
 pub use admission::Admission;
 pub use hold::{Dependency, Hold};
+pub use reuse::{Reuse, ReuseSettings};
 pub use settings::PipelineSettings;
-pub use storing::{upsert, write_votes};
+pub use storing::{look_up_rows, upsert, write_votes};
 pub use voting::Voting;
 
 use crate::{
     fault::Stage,
     fetch::Fetcher,
     kafka::{ConsumedRecord, Ledger},
+    object::ScoreId,
     record::input,
     retry::RetrySettings,
     serving::Models,
-    store::{ScoreRow, Store, StoredScore, WriteRequest},
+    store::{LookUp, ScoreRow, StoredScore, WriteRequest},
     telemetry::{metrics::Metrics, traces::Traces},
 };
 use in_flight::InFlight;
@@ -56,7 +60,10 @@ pub struct Parts {
     pub fetcher: Fetcher,
     /// What scores; it may change at any time.
     pub models: Arc<Models>,
-    pub store: Store,
+    /// Rows to be looked up in batches.
+    pub rows: mpsc::Sender<LookUp<ScoreId, StoredScore>>,
+    /// Scores of identical content, where they are used again.
+    pub reuse: Option<Arc<Reuse>>,
     /// Rows to be written in batches.
     pub writer: mpsc::Sender<WriteRequest<ScoreRow, StoredScore>>,
     /// Where votes come from, if they are read.
@@ -87,7 +94,7 @@ pub struct Routes {
 /// The running pipeline.
 pub struct Pipeline {
     parts: Arc<Parts>,
-    in_flight: InFlight,
+    in_flight: InFlight<ScoreId>,
 }
 
 impl Pipeline {

@@ -13,6 +13,7 @@ use crate::{
     },
     score::{ItemStatus, ModelVersion},
     store::{ScoreRow, StoredScore},
+    telemetry::metrics::ReuseSource,
 };
 use std::sync::Arc;
 
@@ -23,6 +24,8 @@ pub(super) struct Facts {
     pub object: Option<ObjectRef>,
     /// Width and height of the decoded image.
     pub pixels: Option<(u32, u32)>,
+    /// Where its score came from, if not from the model.
+    pub reused: Option<ReuseSource>,
     pub attempts: u32,
     /// Milliseconds since the Unix epoch of the first failed attempt.
     pub first_failed_ms: Option<i64>,
@@ -51,7 +54,7 @@ pub(super) fn stage(
     output.distributions.clone_from(&row.distributions);
     output.text.clone_from(&row.text);
     output.error.clone_from(&row.error);
-    output.reused = stored.reused;
+    output.reused = stored.reused || facts.reused.is_some();
     output.attempts = facts.attempts.max(1);
     (output.width, output.height) = facts.pixels.unzip();
     let encoded = output.encode(record.key.as_deref(), trace, routes.max_record_bytes)?;

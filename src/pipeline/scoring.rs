@@ -6,12 +6,13 @@ use super::{
     in_flight::{Claim, Lead},
     item::{Abandoned, Ended, ItemTask},
     outcome::{self, Facts},
+    reuse::Judged,
 };
 use crate::{
     failpoint,
     fault::{ErrorCode, Stage},
     fetch::FetchedImage,
-    inference::{ScoreFailure, Scored},
+    inference::ScoreFailure,
     object::{ObjectRef, ScoreId},
     score::{ItemStatus, ModelVersion},
     serving::{Lost, Ticket},
@@ -23,7 +24,7 @@ use std::sync::Arc;
 /// The sole right to score an object with one version of the model; the row was looked up in vain.
 struct Turn {
     version: Arc<ModelVersion>,
-    lead: Lead,
+    lead: Lead<ScoreId>,
 }
 
 /// A fetched file, with leave to hold it.
@@ -98,13 +99,17 @@ impl ItemTask {
                 continue;
             }
             let suspect = self.parts.ledger.is_suspect(&self.record.receipt);
-            match self.ask(&model, &object, image.bytes.clone(), suspect).await {
-                Ok(scored) => {
-                    leave.worked();
+            match self.judge(&model, &object, &image.bytes, suspect).await? {
+                Ok(judged) => {
+                    match judged.reused {
+                        None => leave.worked(),
+                        // The model was not asked, so this says nothing of it.
+                        Some(_) => drop(leave),
+                    }
                     failpoint::reach("scored");
                     // What may kill this process is not decoded in it.
                     let shadows = if suspect { Vec::new() } else { self.shadows(&object, &image.bytes) };
-                    return Ok(self.scored(object, scored, facts, turn).shadowed(shadows));
+                    return Ok(self.scored(object, judged, facts, turn).shadowed(shadows));
                 }
                 Err(ScoreFailure::Rejected { error, version }) => {
                     if error.code == ErrorCode::NonFiniteScore {
@@ -129,11 +134,13 @@ impl ItemTask {
         }
     }
 
-    fn scored(&self, object: ObjectRef, scored: Scored, mut facts: Facts, turn: Option<Turn>) -> Ended {
-        let id = ScoreId::derive(&object, &scored.version);
-        facts.pixels = Some((scored.width, scored.height));
-        let row = ScoreRow::scored(id, object, &scored.version, &scored.answer, Some(self.source()));
-        Ended::row(row, facts, scored.version, turn.map(|turn| turn.lead))
+    fn scored(&self, object: ObjectRef, judged: Judged, mut facts: Facts, turn: Option<Turn>) -> Ended {
+        let Judged { answer, version, pixels, content, reused } = judged;
+        let id = ScoreId::derive(&object, &version);
+        (facts.pixels, facts.reused) = (pixels, reused);
+        let answer = Arc::unwrap_or_clone(answer);
+        let row = ScoreRow::known(id, object, &version, answer, content, Some(self.source()));
+        Ended::row(row, facts, version, turn.map(|turn| turn.lead))
     }
 
     /// Places with the shadows that see this image too.

@@ -4,6 +4,7 @@ use super::hold::{Hold, Pass};
 use crate::{
     fault::Disposition,
     labels::{Scale, Vote},
+    object::ScoreId,
     store::{Answers, ScoreRow, Store, StoreError, StoredScore, VoteOutcome},
 };
 
@@ -17,6 +18,15 @@ const ASKER: u64 = 0;
 pub async fn upsert(hold: &Hold, store: &Store, rows: &[ScoreRow]) -> Answers<StoredScore> {
     let pass = hold.postgres.pass().await;
     judged(pass, store.upsert_rows(rows).await)
+}
+
+/// [`Store::lookup`], with an answer an id in order. Whoever asks has leave to.
+///
+/// # Errors
+/// As the store's.
+pub async fn look_up_rows(store: &Store, ids: &[ScoreId]) -> Answers<StoredScore> {
+    let rows = store.lookup(ids).await?;
+    Ok(ids.iter().map(|id| rows.get(id).cloned()).collect())
 }
 
 /// [`Store::write_votes`], once Postgres may be asked.

@@ -39,7 +39,7 @@ pub struct OutputRecord {
     pub model: String,
     pub model_version: String,
     pub preprocess_rev: u32,
-    /// Whether the score was stored before and has been emitted again.
+    /// Whether the score was there before: that of this very object, or of another one with identical bytes.
     pub reused: bool,
     /// Tries it took, the last one included.
     pub attempts: u32,

@@ -183,7 +183,8 @@ fn output_of(stored: &StoredScore, position: Position, limit: usize) -> Result<W
     let model = ModelVersion {
         model: row.model.clone(),
         version: row.model_version.clone(),
-        preprocess_revision: PREPROCESS_REVISION,
+        // Rows of releases that read pixels in one way only do not name it.
+        preprocess_revision: row.preprocess_revision.unwrap_or(PREPROCESS_REVISION),
     };
     let mut output =
         OutputRecord::new(row.id, row.status, row.object.as_ref(), &model, position, row.scored_at);

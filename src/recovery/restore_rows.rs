@@ -170,6 +170,8 @@ fn row_of(payload: Option<&[u8]>) -> Result<ScoreRow, String> {
         distributions: output.distributions,
         text: output.text,
         error: output.error,
+        content: None,
+        preprocess_revision: Some(output.preprocess_rev),
         scored_at: output.scored_at,
         source: Some(source),
     })

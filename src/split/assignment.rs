@@ -3,7 +3,7 @@
 use super::{fingerprint::Fingerprint, near::NearIndex};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::{collections::HashMap, fmt};
+use std::{collections::HashMap, fmt, str::FromStr};
 
 /// SHA-256 of a photo's file.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -167,6 +167,28 @@ impl ContentHash {
     /// Of a file's bytes.
     pub fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
+    }
+}
+
+/// A text that is no [`ContentHash`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no SHA-256; expected 64 hexadecimal digits")]
+pub struct NotAContentHash(String);
+
+impl FromStr for ContentHash {
+    type Err = NotAContentHash;
+
+    fn from_str(text: &str) -> Result<Self, NotAContentHash> {
+        let invalid = || NotAContentHash(text.to_owned());
+        if text.len() != 64 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return Err(invalid());
+        }
+        let mut bytes = [0; 32];
+        for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().as_chunks::<2>().0) {
+            let digits = std::str::from_utf8(digits).map_err(|_| invalid())?;
+            *byte = u8::from_str_radix(digits, 16).map_err(|_| invalid())?;
+        }
+        Ok(Self(bytes))
     }
 }
 

@@ -12,6 +12,12 @@ pub enum StoreError {
     /// Nothing answers, or the connection broke.
     #[error("postgres at {server} is unreachable: {reason}; check that it runs and postgres.url")]
     Unreachable { server: String, reason: String },
+    /// Its certificate is not signed by an authority that is trusted, or names another host; or it has none.
+    #[error(
+        "postgres at {server}: no trusted connection: {reason}; give the server's authority in \
+         postgres.tls_ca_file, and use a host name that its certificate has in postgres.url"
+    )]
+    Untrusted { server: String, reason: String },
     /// It answered nothing in time; what it did meanwhile is unknown.
     #[error(
         "postgres at {server} gave no answer within {after_ms} ms; it is overloaded or the network is down"
@@ -37,6 +43,10 @@ impl StoreError {
                 code: error.code().map_or_else(|| "XX000".to_owned(), |code| code.into_owned()),
                 reason: error.message().to_owned(),
             },
+            sqlx::Error::Tls(error) => Self::Untrusted { server, reason: error.to_string() },
+            sqlx::Error::Io(error) if is_about_trust(&error) => {
+                Self::Untrusted { server, reason: error.to_string() }
+            }
             sqlx::Error::Configuration(error) => Self::Configuration { reason: error.to_string() },
             sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) | sqlx::Error::ColumnNotFound(_) => {
                 Self::Unreadable { server, reason: error.to_string() }
@@ -61,11 +71,16 @@ impl StoreError {
     pub fn disposition(&self) -> Disposition {
         match self {
             Self::Configuration { .. } | Self::Migration { .. } => Disposition::Stop,
-            Self::Unreachable { .. } | Self::Unreadable { .. } => Disposition::Hold,
+            Self::Unreachable { .. } | Self::Untrusted { .. } | Self::Unreadable { .. } => Disposition::Hold,
             Self::TimedOut { .. } => Disposition::Retry,
             Self::Refused { code, .. } => disposition(code),
         }
     }
+}
+
+fn is_about_trust(error: &std::io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    inner.is_some_and(|inner| matches!(inner, rustls::Error::InvalidCertificate(_)))
 }
 
 fn disposition(code: &str) -> Disposition {

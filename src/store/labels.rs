@@ -8,7 +8,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Row};
 use std::ops::RangeInclusive;
 
-const COLUMNS: &str = "bucket, object_key, etag, attributes, scores, distributions, raters, conversation, labelled_at, ingested";
+pub(super) const COLUMNS: &str = "bucket, object_key, etag, attributes, scores, distributions, raters, conversation, labelled_at, ingested";
 
 /// A label, and the number of its latest vote in the order of arrival.
 #[derive(Clone, Debug, PartialEq)]
@@ -130,7 +130,7 @@ impl Store {
     }
 }
 
-fn read_label(row: &PgRow) -> Result<StoredLabel, sqlx::Error> {
+pub(super) fn read_label(row: &PgRow) -> Result<StoredLabel, sqlx::Error> {
     let label = Label {
         object: read_object(row)?,
         opinion: read_opinion(row)?,

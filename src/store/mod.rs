@@ -5,17 +5,21 @@
 
 mod backfills;
 mod candidates;
+mod contents;
 mod error;
 mod labels;
+mod look_ups;
 mod models;
 mod pool;
 mod promotions;
 mod references;
 mod retrain_summary;
 mod row;
+mod runs;
 mod scan;
 mod scores;
 mod shadow;
+mod sides;
 mod votes;
 mod writer;
 
@@ -23,12 +27,17 @@ pub use backfills::{BackfillState, Cursor};
 pub use candidates::CandidatePage;
 pub use error::StoreError;
 pub use labels::{LabelCounts, LabelKey, StoredLabel};
+pub use look_ups::{LookUp, look_up_batches};
 pub use models::{NewVersion, RegisteredVersion, Serving, UnknownVersionStatus, VersionError, VersionStatus};
 pub use pool::{PostgresSettings, Store};
 pub use promotions::{Promotion, Reign, Terms};
 pub use retrain_summary::RetrainSummary;
-pub use row::{ScoreRow, SourcePosition, StoredScore};
+pub use row::{KnownAnswer, ScoreRow, SourcePosition, StoredScore};
+pub use runs::{
+    Claim, ClaimedRun, HeldRun, RetrainRun, RunError, RunKind, RunLease, RunOutcome, RunPlan, RunVerdict,
+};
 pub use scan::ObjectPage;
 pub use shadow::{PAIRS_KEPT, ShadowPair, ShadowRecord, ShadowSums};
+pub use sides::{PhotoSide, Stratum};
 pub use votes::{StoredVote, VoteOutcome};
 pub use writer::{Answers, WriteRequest, write_batches};

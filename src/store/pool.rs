@@ -3,12 +3,14 @@
 use crate::secret::Secret;
 use crate::store::error::StoreError;
 use serde::{Deserialize, Serialize};
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions, PgSslMode};
 use sqlx::{AssertSqlSafe, Connection, Postgres, Transaction};
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 use tokio::time::timeout;
+use url::Url;
 
 /// Two workers that start at once migrate one after the other. The number is nobody else's.
 const MIGRATION_LOCK: &str = "SELECT pg_advisory_xact_lock(7095321847265)";
@@ -22,7 +24,8 @@ const MIGRATION_DEADLINE: Duration = Duration::from_secs(300);
 pub struct PostgresSettings {
     /// `postgres://user:password@host:port/database`, with `?sslmode=verify-full` and so on.
     pub url: Secret,
-    /// A PEM file of certificate authorities to trust instead of the public ones.
+    /// A PEM file of certificate authorities to trust beside the public ones. Where it is given and `url`
+    /// has no `sslmode`, that is `verify-full`.
     pub tls_ca_file: Option<PathBuf>,
     /// Connections at most.
     pub pool_size: u32,
@@ -71,9 +74,28 @@ impl PostgresSettings {
             Some(file) => options.ssl_root_cert(file),
             None => options,
         };
+        let options = self.verified(options)?;
         // With no named statements, no start-up parameters and every statement in a transaction,
         // pgbouncer may hand each transaction to another server process.
         Ok(options.application_name("roc4mllm").statement_cache_capacity(0).extra_float_digits(None))
+    }
+
+    /// Whoever names an authority means it to be checked, which Postgres' default mode does not do.
+    fn verified(&self, options: PgConnectOptions) -> Result<PgConnectOptions, StoreError> {
+        let url = Url::parse(self.url.expose()).ok();
+        let has = |names: &[&str]| {
+            url.as_ref().is_some_and(|url| url.query_pairs().any(|(name, _)| names.contains(&&*name)))
+        };
+        let authority = self.tls_ca_file.is_some() || has(&["sslrootcert", "ssl-root-cert", "ssl-ca"]);
+        if !authority || matches!(options.get_ssl_mode(), PgSslMode::VerifyCa | PgSslMode::VerifyFull) {
+            return Ok(options);
+        }
+        if has(&["sslmode", "ssl-mode"]) || !matches!(options.get_ssl_mode(), PgSslMode::Prefer) {
+            let reason = "a certificate authority is given, but sslmode checks no certificate; write \
+                          sslmode=verify-full in postgres.url, or take the authority out";
+            return Err(StoreError::Configuration { reason: reason.to_owned() });
+        }
+        Ok(options.ssl_mode(PgSslMode::VerifyFull))
     }
 
     /// `host:port/database`, for messages; never the user or the password.
@@ -91,7 +113,7 @@ fn describe(options: &PgConnectOptions) -> String {
 }
 
 /// The table of scores. Cheap to clone; clones share one pool of connections.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Store {
     pool: PgPool,
     options: PgConnectOptions,
@@ -99,6 +121,13 @@ pub struct Store {
     begin: String,
     connect_timeout: Duration,
     answer_timeout: Duration,
+}
+
+impl fmt::Debug for Store {
+    // The options have the password.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Store").field("server", &self.server).finish_non_exhaustive()
+    }
 }
 
 impl Store {
@@ -229,6 +258,39 @@ mod tests {
         let url = Secret::from("postgres://me:hunter2@db:port/x y");
         let error = PostgresSettings { url, ..PostgresSettings::default() }.connect_options().unwrap_err();
         assert!(!error.to_string().contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn a_store_shows_no_password() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _context = runtime.enter();
+        let url = Secret::from("postgres://me:hunter2@db.example:6432/photos");
+        let store = Store::lazy(&PostgresSettings { url, ..PostgresSettings::default() }).unwrap();
+        let shown = format!("{store:?}");
+        assert!(shown.contains("db.example") && !shown.contains("hunter2"), "{shown}");
+    }
+
+    #[test]
+    fn an_authority_is_checked() {
+        let mode = |url: &str, file: Option<&str>| {
+            let settings = PostgresSettings {
+                url: Secret::from(url),
+                tls_ca_file: file.map(PathBuf::from),
+                ..PostgresSettings::default()
+            };
+            settings.connect_options().map(|options| options.get_ssl_mode())
+        };
+        let address = "postgres://me:hunter2@db/x";
+        assert!(matches!(mode(address, None), Ok(PgSslMode::Prefer)));
+        assert!(matches!(mode(address, Some("ca.pem")), Ok(PgSslMode::VerifyFull)));
+        let by_address = format!("{address}?sslrootcert=ca.pem");
+        assert!(matches!(mode(&by_address, None), Ok(PgSslMode::VerifyFull)));
+        let weaker = format!("{address}?sslmode=verify-ca");
+        assert!(matches!(mode(&weaker, Some("ca.pem")), Ok(PgSslMode::VerifyCa)));
+        for unchecked in ["prefer", "require", "disable"] {
+            let error = mode(&format!("{address}?sslmode={unchecked}"), Some("ca.pem")).unwrap_err();
+            assert!(error.to_string().contains("verify-full"), "{error}");
+        }
     }
 
     #[test]

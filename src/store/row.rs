@@ -2,7 +2,7 @@
 
 use crate::failpoint::Rule;
 use crate::fault::ItemError;
-use crate::object::{ObjectRef, ScoreId};
+use crate::object::{ContentDigest, ObjectRef, ScoreId};
 use crate::score::{Answer, ItemStatus, ModelVersion};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
@@ -41,9 +41,33 @@ pub struct ScoreRow {
     /// The model's answer, where there was one.
     pub text: Option<String>,
     pub error: Option<ItemError>,
+    /// Of the bytes that were scored, where they are known.
+    pub content: Option<ContentDigest>,
+    /// The way in which pixels were read; `None` in rows of releases that did not say.
+    pub preprocess_revision: Option<u32>,
     /// In whole milliseconds, so that the output and Postgres agree on it.
     pub scored_at: OffsetDateTime,
     pub source: Option<SourcePosition>,
+}
+
+/// What a row keeps of a model's answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KnownAnswer {
+    /// One per `[SCORE]`; never empty.
+    pub scores: Vec<f64>,
+    /// Bin probabilities, one list per score.
+    pub distributions: Vec<Vec<f32>>,
+    pub text: Option<String>,
+}
+
+impl From<&Answer> for KnownAnswer {
+    fn from(answer: &Answer) -> Self {
+        Self {
+            scores: answer.scores.iter().map(|value| value.score).collect(),
+            distributions: answer.scores.iter().map(|value| value.distribution.clone()).collect(),
+            text: Some(answer.text.clone()),
+        }
+    }
 }
 
 impl ScoreRow {
@@ -55,11 +79,25 @@ impl ScoreRow {
         answer: &Answer,
         source: Option<SourcePosition>,
     ) -> Self {
+        Self::known(id, object, model, answer.into(), None, source)
+    }
+
+    /// The row of an item whose content has a score, of this item or of another one.
+    pub fn known(
+        id: ScoreId,
+        object: ObjectRef,
+        model: &ModelVersion,
+        answer: KnownAnswer,
+        content: Option<ContentDigest>,
+        source: Option<SourcePosition>,
+    ) -> Self {
+        let KnownAnswer { scores, distributions, text } = answer;
         Self {
-            score: Some(answer.score()),
-            scores: answer.scores.iter().map(|value| value.score).collect(),
-            distributions: answer.scores.iter().map(|value| value.distribution.clone()).collect(),
-            text: Some(answer.text.clone()),
+            score: scores.first().copied(),
+            scores,
+            distributions,
+            text,
+            content,
             ..Self::unscored(id, Some(object), model, ItemStatus::Scored, None, source)
         }
     }
@@ -84,6 +122,8 @@ impl ScoreRow {
             distributions: Vec::new(),
             text: None,
             error,
+            content: None,
+            preprocess_revision: Some(model.preprocess_revision),
             scored_at: now(),
             source,
         }
@@ -112,7 +152,8 @@ pub struct StoredScore {
 impl StoredScore {
     /// The names that [`Self::read`] expects, as a `SELECT` list.
     pub(super) const COLUMNS: &'static str = "id, bucket, object_key, version_id, etag, sequencer, model, \
-        model_version, status, score, scores, distributions, text, error, scored_at, deleted_at, \
+        model_version, status, score, scores, distributions, text, error, content_sha256, \
+        preprocess_revision, scored_at, deleted_at, \
         source_topic, source_partition, source_offset, source_item";
 
     pub(super) fn read(row: &PgRow) -> Result<Self, sqlx::Error> {
@@ -145,6 +186,8 @@ impl StoredScore {
             _ => None,
         };
         let id: Uuid = row.try_get("id")?;
+        let content: Option<Vec<u8>> = row.try_get("content_sha256")?;
+        let revision: Option<i32> = row.try_get("preprocess_revision")?;
         Ok(Self {
             row: ScoreRow {
                 id: ScoreId(id),
@@ -157,6 +200,8 @@ impl StoredScore {
                 distributions: distributions.map(|Json(lists)| lists).unwrap_or_default(),
                 text: row.try_get("text")?,
                 error: error.map(|Json(error)| error),
+                content: content.and_then(|digest| digest.try_into().ok()).map(ContentDigest),
+                preprocess_revision: revision.and_then(|revision| u32::try_from(revision).ok()),
                 scored_at: row.try_get("scored_at")?,
                 source,
             },

@@ -19,26 +19,29 @@ const UPSERT: &str = "
 INSERT INTO scores AS stored (
     id, bucket, object_key, version_id, etag, sequencer, model, model_version, status, score, scores,
     distributions, text, error, scored_at, deleted_at, source_topic, source_partition, source_offset,
-    source_item)
+    source_item, content_sha256, preprocess_revision)
 SELECT
     id, bucket, object_key, version_id, etag, sequencer, model, model_version, status, score,
     scores::double precision[], distributions::jsonb, text, error::jsonb, scored_at,
     CASE WHEN status = 'deleted' THEN scored_at END, source_topic, source_partition, source_offset,
-    source_item
+    source_item, content_sha256, preprocess_revision
 FROM unnest(
     $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
     $9::text[], $10::double precision[], $11::text[], $12::text[], $13::text[], $14::text[],
-    $15::timestamptz[], $16::text[], $17::integer[], $18::bigint[], $19::integer[])
+    $15::timestamptz[], $16::text[], $17::integer[], $18::bigint[], $19::integer[],
+    $20::bytea[], $21::integer[])
 AS new (
     id, bucket, object_key, version_id, etag, sequencer, model, model_version, status, score, scores,
-    distributions, text, error, scored_at, source_topic, source_partition, source_offset, source_item)
+    distributions, text, error, scored_at, source_topic, source_partition, source_offset, source_item,
+    content_sha256, preprocess_revision)
 ON CONFLICT (id) DO UPDATE SET
     status = excluded.status, score = excluded.score, scores = excluded.scores,
     distributions = excluded.distributions, text = excluded.text, error = excluded.error,
     scored_at = excluded.scored_at, sequencer = greatest(stored.sequencer, excluded.sequencer),
     deleted_at = coalesce(stored.deleted_at, excluded.deleted_at),
     source_topic = excluded.source_topic, source_partition = excluded.source_partition,
-    source_offset = excluded.source_offset, source_item = excluded.source_item
+    source_offset = excluded.source_offset, source_item = excluded.source_item,
+    content_sha256 = excluded.content_sha256, preprocess_revision = excluded.preprocess_revision
 WHERE (stored.status <> 'scored' AND excluded.status = 'scored')
    OR (stored.status = 'deleted' AND excluded.status = 'deleted'
        AND excluded.sequencer > coalesce(stored.sequencer, ''))
@@ -192,6 +195,8 @@ struct Columns {
     partition: Vec<Option<i32>>,
     offset: Vec<Option<i64>>,
     item: Vec<Option<i32>>,
+    content: Vec<Option<Vec<u8>>>,
+    preprocess_revision: Vec<Option<i32>>,
 }
 
 impl Columns {
@@ -220,6 +225,11 @@ impl Columns {
             columns.partition.push(source.map(|source| source.partition));
             columns.offset.push(source.map(|source| source.offset));
             columns.item.push(source.and_then(|source| i32::try_from(source.item).ok()));
+            // Of a score alone, since that is all that is ever looked for by content.
+            columns.content.push(row.content.filter(|_| scored).map(|content| content.0.to_vec()));
+            columns
+                .preprocess_revision
+                .push(row.preprocess_revision.and_then(|revision| i32::try_from(revision).ok()));
         }
         Ok(columns)
     }
@@ -267,6 +277,8 @@ async fn insert(
         .bind(columns.partition)
         .bind(columns.offset)
         .bind(columns.item)
+        .bind(columns.content)
+        .bind(columns.preprocess_revision)
         .fetch_all(&mut **transaction)
         .await?;
     failpoint::reach_each("row-inserted", rows.len());

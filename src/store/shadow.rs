@@ -98,9 +98,11 @@ INSERT INTO shadow_pairs (candidate, champion, id, champion_score, candidate_sco
 SELECT $1, $2, new.* FROM unnest($3::uuid[], $4::double precision[], $5::double precision[]) AS new
 ON CONFLICT (candidate, champion, id) DO NOTHING";
 
+/// From the first id too many on, which is looked up once; nothing where there is none. With a list of ids a
+/// planner that knows nothing of the table yet may go through the list once for each row.
 const TRIM: &str = "
-DELETE FROM shadow_pairs WHERE candidate = $1 AND champion = $2 AND id IN (
-    SELECT id FROM shadow_pairs WHERE candidate = $1 AND champion = $2 ORDER BY id OFFSET $3)";
+DELETE FROM shadow_pairs WHERE candidate = $1 AND champion = $2 AND id >= (
+    SELECT id FROM shadow_pairs WHERE candidate = $1 AND champion = $2 ORDER BY id OFFSET $3 LIMIT 1)";
 
 const READ: &str = "
 SELECT candidate, champion, images, sum_champion, sum_candidate, sum_champion_squared, sum_candidate_squared,

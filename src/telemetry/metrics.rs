@@ -50,6 +50,32 @@ struct OutcomeLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SourceLabel {
+    source: &'static str,
+}
+
+/// Where a score came from that the model was not asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ReuseSource {
+    /// The item's own row: a replay, or a second notification.
+    Row,
+    /// Identical content that this process has seen.
+    Memory,
+    /// Identical content in another object's row.
+    Postgres,
+}
+
+impl ReuseSource {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Row => "row",
+            Self::Memory => "memory",
+            Self::Postgres => "postgres",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ErrorLabel {
     stage: Shown<Stage>,
     code: Shown<ErrorCode>,
@@ -123,11 +149,10 @@ pub struct Metrics {
     pub records: Counter,
     /// Records with nothing to score: tombstones, test events, other event kinds.
     pub records_skipped: Counter,
-    /// Items answered with a score that a row already held.
-    pub reused: Counter,
     /// From the record's timestamp to its row in Postgres.
     pub record_age: Histogram,
     items: Family<StatusLabel, Counter>,
+    reused: Family<SourceLabel, Counter>,
     votes: Family<OutcomeLabel, Counter>,
     errors: Family<ErrorLabel, Counter>,
     failures: Family<StageLabel, Counter>,
@@ -165,8 +190,12 @@ impl Metrics {
             "Items that ended without a score, by stage and code",
             errors.clone(),
         );
-        let reused = Counter::default();
-        registry.register("reused", "Items answered from a row that already held the score", reused.clone());
+        let reused = Family::default();
+        registry.register(
+            "reused",
+            "Items answered with a score that was there already, by where it was found",
+            reused.clone(),
+        );
         let failures = Family::default();
         registry.register(
             "stage_errors",
@@ -203,9 +232,9 @@ impl Metrics {
             registry: Mutex::new(registry),
             records,
             records_skipped,
-            reused,
             record_age,
             items,
+            reused,
             votes,
             errors,
             failures,
@@ -229,6 +258,9 @@ impl Metrics {
             drop(self.stage_seconds.get_or_create(&label));
             drop(self.in_flight.get_or_create(&label));
         }
+        for source in [ReuseSource::Row, ReuseSource::Memory, ReuseSource::Postgres] {
+            drop(self.reused.get_or_create(&SourceLabel { source: source.as_str() }));
+        }
         for status in ItemStatus::ALL {
             drop(self.items.get_or_create(&StatusLabel { status: Shown(status) }));
         }
@@ -237,6 +269,11 @@ impl Metrics {
     /// Counts one finished item.
     pub fn item(&self, status: ItemStatus) {
         self.items.get_or_create(&StatusLabel { status: Shown(status) }).inc();
+    }
+
+    /// Counts one item whose score the model was not asked for.
+    pub fn reused(&self, source: ReuseSource) {
+        self.reused.get_or_create(&SourceLabel { source: source.as_str() }).inc();
     }
 
     /// Counts one vote, by one of the words for what becomes of it.
@@ -322,12 +359,14 @@ mod tests {
         metrics.error(Stage::Decode, ErrorCode::ImageTruncated);
         metrics.item(ItemStatus::Rejected);
         metrics.vote("superseded");
+        metrics.reused(ReuseSource::Memory);
         drop(metrics.enter(Stage::Fetch));
         let text = metrics.render();
         for line in [
             r#"roc4mllm_item_errors_total{stage="decode",code="image_truncated"} 1"#,
             r#"roc4mllm_items_total{status="rejected"} 1"#,
             r#"roc4mllm_votes_total{outcome="superseded"} 1"#,
+            r#"roc4mllm_reused_total{source="memory"} 1"#,
             r#"roc4mllm_stage_in_flight{stage="fetch"} 0"#,
             r#"roc4mllm_stage_errors_total{stage="decode"} 1"#,
             r#"roc4mllm_stage_errors_total{stage="produce"} 0"#,

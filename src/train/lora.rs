@@ -181,7 +181,7 @@ mod tests {
         let image = network.encode_images(&noise(&[2, 3, 12, 12], 1)).unwrap();
         let text = noise(&[2, 4, 32], 2);
         let embeddings = Tensor::cat(&[&text, &image], 1);
-        let block = Block { embeddings: &embeddings, image: 4..4 + image.size()[1] };
+        let block = Block::new(&embeddings, 4..4 + image.size()[1]);
         let mut cache = network.new_cache(2, 16).unwrap();
         network.logits(&network.forward(&block, &mut cache).unwrap()).unwrap()
     }

@@ -17,7 +17,8 @@ use crate::{
     inference::ScoringService,
     kafka::{self, Connection, KafkaStats, Stalled},
     labels::Vote,
-    pipeline::{self, Admission, Hold, Parts, Pipeline, Routes, Voting},
+    object::{ContentKey, ScoreId},
+    pipeline::{self, Admission, Hold, Parts, Pipeline, Reuse, Routes, Voting},
     serving::Models,
     store::{self, ScoreRow, Store},
     telemetry::{metrics::Metrics, traces::Traces},
@@ -137,6 +138,27 @@ async fn work(
         };
         async move { store::write_batches(upsert, &settings, &retry, requests, abandon).await }
     });
+    let (rows, asked_rows) = mpsc::channel(config.pipeline.max_items.max(1));
+    let (contents, asked_contents) = mpsc::channel(config.pipeline.max_items.max(1));
+    let looking = [
+        tokio::spawn({
+            let store = store.clone();
+            let look_up = move |ids: Vec<ScoreId>| {
+                let store = store.clone();
+                async move { pipeline::look_up_rows(&store, &ids).await }
+            };
+            store::look_up_batches(look_up, config.postgres.batch_rows, asked_rows, abandon.clone())
+        }),
+        tokio::spawn({
+            let store = store.clone();
+            let look_up = move |keys: Vec<ContentKey>| {
+                let store = store.clone();
+                async move { store.known_answers(&keys).await }
+            };
+            store::look_up_batches(look_up, config.postgres.batch_rows, asked_contents, abandon.clone())
+        }),
+    ];
+    let reuse = Reuse::new(&config.reuse, contents).map(Arc::new);
     let (voting, recording) = match votes {
         None => (None, None),
         Some((topic, scale)) => {
@@ -158,7 +180,8 @@ async fn work(
         ledger: Arc::clone(&ledger),
         fetcher: fetcher.clone(),
         models: Arc::clone(&models),
-        store: store.clone(),
+        rows,
+        reuse: reuse.clone(),
         writer,
         voting,
         admission: Arc::clone(&admission),
@@ -189,6 +212,7 @@ async fn work(
         retraining,
         config.telemetry.refresh_interval(),
     ));
+    metrics.sample(samples::reuse(reuse.as_ref()));
     probes.set(checks(&metrics, &stats, &ledger, Arc::clone(&models), hold));
     tracing::info!(topics = ?config.kafka.consumed_topics().collect::<Vec<_>>(), group = config.kafka.group, "consuming");
 
@@ -220,9 +244,12 @@ async fn work(
     admission.close();
     abandon.cancel();
     pipeline.abort();
-    // Both only fail by being aborted, which is what was wanted.
+    // They only fail by being aborted, which is what was wanted.
     let _ = pipeline.await;
     let _ = writing.await;
+    for looking in looking {
+        let _ = looking.await;
+    }
     if let Some(recording) = recording {
         let _ = recording.await;
     }

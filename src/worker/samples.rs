@@ -4,7 +4,7 @@ use crate::{
     fetch::Fetcher,
     inference::metrics::{BATCH_SIZE_BOUNDS, InferenceMetrics},
     kafka::{Backlog, KafkaStats, Ledger, Progress, TopicPartition},
-    pipeline::{Admission, Hold},
+    pipeline::{Admission, Hold, Reuse},
     quarantine::QuarantineMetrics,
     serving::{Models, ServingMetrics, metrics::Stage},
     store::RetrainSummary,
@@ -78,7 +78,7 @@ fn inference(models: &Arc<Models>, metrics: &Arc<InferenceMetrics>) -> Vec<Sampl
     let metrics = || Arc::clone(metrics);
     let (batches, images, decoded, memory) = (metrics(), metrics(), metrics(), metrics());
     let (model_busy, decode_busy, sizes) = (metrics(), metrics(), metrics());
-    let (cap, bisections) = (metrics(), metrics());
+    let (cap, bisections, drafts) = (metrics(), metrics(), metrics());
     let (waiting, golden, age) = (Arc::clone(models), metrics(), metrics());
     let (running, empty) = (Arc::clone(models), metrics());
     vec![
@@ -102,6 +102,17 @@ fn inference(models: &Arc<Models>, metrics: &Arc<InferenceMetrics>) -> Vec<Sampl
         total("model_bisections", "Batches split to find the image that makes them fail", move || {
             bisections.bisections.get() as f64
         }),
+        Sampled {
+            name: "model_drafts",
+            help: "Draft answers tried on an image, by how they fared",
+            read: Box::new(move || {
+                let outcome = |outcome: &str, count: f64| (vec![("outcome", outcome.to_owned())], count);
+                Sample::Totals(vec![
+                    outcome("accepted", drafts.drafts_accepted.get() as f64),
+                    outcome("rejected", drafts.drafts_rejected.get() as f64),
+                ])
+            }),
+        },
         total("images_decoded", "Images decoded and preprocessed", move || decoded.decoded.get() as f64),
         total("decode_busy_seconds", "Time of the decode threads, summed", move || {
             decode_busy.decode_busy.total().as_secs_f64()
@@ -184,6 +195,18 @@ fn kafka(stats: &Arc<KafkaStats>, ledger: &Arc<Ledger>) -> Vec<Sampled> {
                 Sample::Levels(labelled.collect())
             }),
         },
+    ]
+}
+
+/// What is kept of scores for identical content.
+pub(super) fn reuse(reuse: Option<&Arc<Reuse>>) -> Vec<Sampled> {
+    let Some(reuse) = reuse else { return Vec::new() };
+    let (entries, bytes) = (Arc::clone(reuse), Arc::clone(reuse));
+    vec![
+        level("reuse_entries", "Scores kept in memory for identical content", move || {
+            entries.held().0 as f64
+        }),
+        level("reuse_bytes", "Memory that those scores take", move || bytes.held().1 as f64),
     ]
 }
 

@@ -17,11 +17,11 @@ use roc4mllm::{
         device::Dtype,
         family::Family,
         mplug_owl2::MplugOwl2,
-        score_head::{SCORE_TOKEN, rounded},
+        score_head::{SCORE_TOKEN, ScoreHead, rounded},
         scorer::TorchScorer,
         settings::{ModelSettings, PromptChoice},
     },
-    score::Answer,
+    score::{Answer, DecodeKind},
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use std::{collections::BTreeMap, fs, path::Path};
@@ -170,6 +170,12 @@ impl Suite {
         Self::new("generate_f32.json", Dtype::F32, Kind::Float, 1e-4, Tolerance::F32, 1e-5)
     }
 
+    /// The score that the last logits of a position stand for.
+    fn value(&self, logits: &[f32]) -> f64 {
+        let head = ScoreHead::new(self.config.score.clone().unwrap());
+        head.value(logits).expect("finite logits").score
+    }
+
     /// What is known of the prompt that a checkpoint is scored with by default.
     fn assess(&self) -> &Prompt {
         self.prompts.iter().find(|prompt| prompt.name == "assess").unwrap()
@@ -257,6 +263,7 @@ impl Suite {
         });
         let batch = ScoreBatch { slots: slots.collect() };
         let answers = scorer.score(&batch).unwrap();
+        // The answers come of drafts wherever one held, these never do.
         let generated = scorer.generate(&Tensor::cat(&rows, 0).to_kind(self.kind)).unwrap();
         assert_eq!(answers.len(), generated.len());
         generated.into_iter().zip(answers).collect()
@@ -283,7 +290,15 @@ impl Suite {
             generated.tokens,
             "{place}"
         );
-        assert_eq!(answer.forwards as usize, answer.tokens.len(), "{place}: forwards");
+        assert_eq!(generated.forwards as usize, generated.tokens.len(), "{place}: forwards");
+        match answer.decode {
+            DecodeKind::Verified => assert_eq!(answer.forwards, 1, "{place}: forwards"),
+            DecodeKind::Generated => assert!(
+                answer.forwards > 1 && answer.forwards <= generated.forwards,
+                "{place}: {} forwards",
+                answer.forwards
+            ),
+        }
 
         let score_id = self.config.score.as_ref().unwrap().score_id;
         let steps: Vec<usize> =
@@ -416,6 +431,41 @@ fn golden_precision_variants() {
         suite.assert_near(&place, answer.score(), unrounded, suite.score);
         let template = suite.template(&place, &golden.text, golden.score);
         assert_eq!(answer_template(&place, &answer, precision), template, "{place}: text");
+    }
+}
+
+/// Drafts change neither tokens nor scores: every answer alone and in batches of every kind, with whatever
+/// the ones before have taught, against generation.
+#[test]
+fn golden_verify_gives_what_generate_gives() {
+    let bf16 = Suite::new("generate_bf16.json", Dtype::Bf16, Kind::BFloat16, 0.02, Tolerance::BF16, 1.0);
+    for (suite, share) in [(Suite::f32(), 0.1), (bf16, 1.0)] {
+        let tolerance = share * suite.score;
+        for prompt in &suite.prompts {
+            let mut scorer = suite.scorer(prompt, &support::path("ckpt_safetensors"), suite.golden.precision);
+            let stems: Vec<&String> = suite.pictures.keys().collect();
+            // Once given, an answer is the draft of the next.
+            let first = pixels(&suite.pictures, stems[0]).to_kind(suite.kind);
+            let twice = [scorer.decode(&first).unwrap(), scorer.decode(&first).unwrap()];
+            assert!(!twice[0][0].verified && twice[1][0].verified, "{}: {}", suite.file, prompt.name);
+            for size in [1, 3, stems.len()] {
+                for batch in stems.chunks(size) {
+                    let place = format!("{}: {}: {batch:?}", suite.file, prompt.name);
+                    let rows: Vec<Tensor> = batch.iter().map(|stem| pixels(&suite.pictures, stem)).collect();
+                    let rows = Tensor::cat(&rows, 0).to_kind(suite.kind);
+                    let (ours, oracle) = (scorer.decode(&rows).unwrap(), scorer.generate(&rows).unwrap());
+                    for (ours, oracle) in ours.iter().zip(&oracle) {
+                        assert_eq!(ours.tokens, oracle.tokens, "{place}: tokens");
+                        assert_eq!(ours.score_logits.len(), oracle.score_logits.len(), "{place}: scores");
+                        for (ours, oracle) in ours.score_logits.iter().zip(&oracle.score_logits) {
+                            let (ours, oracle) = (suite.value(ours), suite.value(oracle));
+                            assert!((ours - oracle).abs() <= tolerance, "{place}: {ours}, {oracle}");
+                        }
+                        assert_eq!(ours.verified, ours.forwards == 1, "{place}: {} forwards", ours.forwards);
+                    }
+                }
+            }
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::support;
 use roc4mllm::model::{
     checkpoint::Checkpoint,
+    device::Quantize,
     family::{Block, Family},
     kv_cache::KvCache,
     mplug_owl2::MplugOwl2,
@@ -18,6 +19,13 @@ const IMAGE: i64 = -200;
 pub fn network(kind: Kind) -> MplugOwl2 {
     let checkpoint = Checkpoint::open(&support::path("ckpt_safetensors")).unwrap();
     let parameters = Parameters::load(&checkpoint, kind, Device::Cpu).unwrap();
+    MplugOwl2::new(checkpoint.config().clone(), parameters).unwrap()
+}
+
+/// As [`network`], but with its weights laid out as [`TorchScorer`](roc4mllm::model::TorchScorer) has them.
+pub fn inference_network(kind: Kind) -> MplugOwl2 {
+    let checkpoint = Checkpoint::open(&support::path("ckpt_safetensors")).unwrap();
+    let parameters = Parameters::load_for_inference(&checkpoint, kind, Device::Cpu, Quantize::None).unwrap();
     MplugOwl2::new(checkpoint.config().clone(), parameters).unwrap()
 }
 
@@ -42,7 +50,7 @@ pub fn embed(model: &MplugOwl2, prompt: &str, pixels: &Tensor) -> (Tensor, Range
 
 /// Logits `[count, vocabulary]` of a block that is appended to a cache of one row.
 pub fn logits(model: &MplugOwl2, embeddings: &Tensor, image: Range<i64>, cache: &mut KvCache) -> Tensor {
-    let hidden = model.forward(&Block { embeddings, image }, cache).unwrap();
+    let hidden = model.forward(&Block::new(embeddings, image), cache).unwrap();
     model.logits(&hidden).unwrap().squeeze_dim(0)
 }
 

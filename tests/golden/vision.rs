@@ -1,7 +1,7 @@
 //! Vision model and abstractor against `vision_*.safetensors`, layer by layer against `layers_*`.
 
 use crate::{
-    network::{Tolerance, assert_close, embed, network, pixels},
+    network::{Tolerance, assert_close, embed, inference_network, network, pixels},
     support,
 };
 use roc4mllm::model::{
@@ -15,17 +15,18 @@ use tch::{Device, Kind, Tensor};
 
 fn compare_vision(file: &str, kind: Kind, tolerance: Tolerance) {
     let _no_grad = tch::no_grad_guard();
-    let model = network(kind);
     let pictures = support::tensors("pixel_values.safetensors");
-    for (name, golden) in support::tensors(file) {
-        let (stage, stem) = name.split_once('/').unwrap_or_else(|| panic!("{file}: {name}: no stage"));
-        let patches = model.vision().forward(&pixels(&pictures, stem).to_kind(kind)).unwrap();
-        let ours = match stage {
-            "vision" => patches,
-            "abstractor" => model.abstractor().forward(&patches).unwrap(),
-            _ => panic!("{file}: {name}: unknown stage"),
-        };
-        assert_close(file, &name, &golden, &ours.squeeze_dim(0), tolerance);
+    for model in [network(kind), inference_network(kind)] {
+        for (name, golden) in support::tensors(file) {
+            let (stage, stem) = name.split_once('/').unwrap_or_else(|| panic!("{file}: {name}: no stage"));
+            let patches = model.vision().forward(&pixels(&pictures, stem).to_kind(kind)).unwrap();
+            let ours = match stage {
+                "vision" => patches,
+                "abstractor" => model.abstractor().forward(&patches).unwrap(),
+                _ => panic!("{file}: {name}: unknown stage"),
+            };
+            assert_close(file, &name, &golden, &ours.squeeze_dim(0), tolerance);
+        }
     }
 }
 
@@ -82,7 +83,7 @@ fn activations(model: &MplugOwl2, pixels: &Tensor) -> BTreeMap<String, Tensor> {
     note("llama/inputs_embeds".into(), &embeddings);
     let mut cache = model.new_cache(1, embeddings.size()[1]).unwrap();
     let mut outputs = Vec::new();
-    let block = Block { embeddings: &embeddings, image };
+    let block = Block::new(&embeddings, image);
     let _ = model
         .language()
         .forward_observed(&block, &mut cache, |hidden| outputs.push(hidden.shallow_clone()))

@@ -94,7 +94,7 @@ async fn scored_photos_that_are_there_and_unrated_are_candidates() {
     }
 }
 
-/// A page reads a page, wherever in a large bucket it begins.
+/// A page reads a page, wherever in a large bucket it begins, and whatever the planner knows of the table.
 #[tokio::test]
 async fn a_page_of_candidates_reads_no_more_than_a_page() {
     const ROWS: i64 = 20_000;
@@ -109,7 +109,7 @@ async fn a_page_of_candidates_reads_no_more_than_a_page() {
     .execute(&pool)
     .await
     .unwrap();
-    sqlx::raw_sql("ANALYZE").execute(&pool).await.unwrap();
+    // Not analysed: as after a large backfill that autovacuum has not come to yet.
     let read = async || -> i64 {
         sqlx::query_scalar("SELECT coalesce(sum(idx_tup_read), 0)::bigint FROM pg_stat_user_indexes")
             .fetch_one(&pool)

@@ -181,6 +181,8 @@ impl Stack {
             ("postgres.url", self.database.url().into()),
             ("postgres.migrate_at_start", "true".into()),
             ("model.checkpoint", checkpoint.display().to_string()),
+            // The tests' pictures are few and come again and again, and each time the model is to be asked.
+            ("reuse.enabled", "false".into()),
             ("http.listen", port.to_string()),
         ]
         .map(|(key, value)| (key.to_owned(), value))

@@ -71,6 +71,10 @@ pub struct DemoArgs {
     /// Also write the rows read back from Postgres, one JSON object a line
     #[arg(long, value_name = "FILE.jsonl")]
     pub rows: Option<PathBuf>,
+
+    /// Also write what the worker's /metrics says once everything is scored
+    #[arg(long, value_name = "FILE.txt")]
+    pub metrics: Option<PathBuf>,
 }
 
 /// Which Kafka the demo runs on.
@@ -99,7 +103,12 @@ pub async fn run(
     let model = ModelConfig::read(&checkpoint)?;
     // Without a score head the worker refuses the checkpoint, and no range is shown.
     let range = model.score.map_or((0.0, 1.0), |head| (head.min_score, head.max_score));
-    for (option, path) in [("--report", Some(&args.report)), ("--rows", args.rows.as_ref())] {
+    let files = [
+        ("--report", Some(&args.report)),
+        ("--rows", args.rows.as_ref()),
+        ("--metrics", args.metrics.as_ref()),
+    ];
+    for (option, path) in files {
         if let Some(path) = path {
             error::writable(option, path)?;
         }
@@ -152,7 +161,7 @@ impl Demo<'_> {
         }));
         let mut reader = OutputReader::start(self.servers.bootstrap())?;
         let scored = tokio::select! {
-            scored = self.score(found, &postgres, &mut reader, &mut progress) => scored,
+            scored = self.score_and_scrape(found, &postgres, &mut reader, &mut progress) => scored,
             ended = &mut worker => {
                 return Err(ended.err().map_or(DemoError::WorkerGone, DemoError::Worker));
             }

@@ -40,6 +40,26 @@ pub(super) struct Scoring {
 }
 
 impl Demo<'_> {
+    /// As [`score`](Self::score); then keeps the worker's metrics where they were asked for.
+    pub(super) async fn score_and_scrape(
+        &self,
+        found: Found,
+        postgres: &PostgresSettings,
+        reader: &mut OutputReader,
+        progress: &mut Progress,
+    ) -> Result<Scoring, DemoError> {
+        let scoring = self.score(found, postgres, reader, progress).await?;
+        if let Some(path) = &self.args.metrics {
+            let metrics = measured(self.servers.http()).await;
+            metrics.and_then(|text| std::fs::write(path, text)).map_err(|source| DemoError::Unwritable {
+                option: "--metrics",
+                path: path.clone(),
+                source,
+            })?;
+        }
+        Ok(scoring)
+    }
+
     /// Uploads and announces the photos, and waits for an output for each.
     pub(super) async fn score(
         &self,
@@ -128,9 +148,28 @@ async fn wait_until_ready(address: SocketAddr) {
 }
 
 async fn is_ready(address: SocketAddr) -> std::io::Result<bool> {
+    Ok(ask(address, "/readyz").await?.split(' ').nth(1) == Some("200"))
+}
+
+/// The worker's metrics, once they say how far behind it is: that is looked up every few seconds.
+async fn measured(address: SocketAddr) -> std::io::Result<String> {
+    let asked = Instant::now();
+    loop {
+        let answer = ask(address, "/metrics").await?;
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+        if body.contains("roc4mllm_lag_records{") || asked.elapsed() >= OUTPUT_PATIENCE {
+            return Ok(body.to_owned());
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// The answer to a GET, head and body. The server sends short answers whole, not in chunks.
+async fn ask(address: SocketAddr, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address).await?;
-    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n").await?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
-    Ok(answer.split(' ').nth(1) == Some("200"))
+    Ok(answer)
 }

@@ -79,7 +79,12 @@ fn warm_up_finds_the_largest_batch_that_fits() {
     let mut bench = Bench::new(8, fits_up_to(3));
     let slots = bench.slots.clone();
     bench.runner.warm_up(&slots).unwrap();
-    assert_eq!(bench.runner.capacity(), 2);
+    assert_eq!(bench.runner.capacity(), 3);
+    let sizes: Vec<usize> = bench.seen.borrow().iter().map(Vec::len).collect();
+    assert_eq!(sizes, [1, 2, 8, 4, 2, 3], "the growth of memory, and then the largest size that passes");
+    // What is found at start is not tried again later, unlike what happens meanwhile.
+    bench.runner.lower_cap(3);
+    assert_eq!(bench.runner.cap.at(Instant::now() + Duration::from_secs(601)), 3);
     assert_eq!(
         Bench::new(4, fits_up_to(0)).runner.warm_up(&SlotPool::new(4, 1)).unwrap_err().exit_code(),
         75

@@ -83,6 +83,23 @@ impl Checkpoint {
     }
 }
 
+/// The version of the checkpoint in `folder`, which is to be `expected`: `sha256:` and at least twelve of its
+/// 64 digits. Reads every file once, and loads none.
+///
+/// # Errors
+/// [`CheckpointError::Version`] where it is another one, and what opening and reading may say.
+pub fn verify(folder: &Path, expected: &str) -> Result<String, CheckpointError> {
+    let digest = Checkpoint::open(folder)?.digest()?;
+    if expected.len() >= digest.name().len() && digest.version.starts_with(expected) {
+        return Ok(digest.version);
+    }
+    Err(CheckpointError::Version {
+        path: folder.to_owned(),
+        found: digest.version,
+        expected: expected.to_owned(),
+    })
+}
+
 impl Digest {
     /// Of files whose own digests are known, in any order.
     pub fn of(mut files: Vec<FileDigest>) -> Self {

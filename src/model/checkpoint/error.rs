@@ -33,6 +33,11 @@ pub enum CheckpointError {
         /// Further tensors with the same kind of problem.
         others: usize,
     },
+    /// The files are whole, but not those that were asked for.
+    #[error(
+        "{}: is {found}, not {expected}; put the checkpoint there that is meant, or give its version", .path.display()
+    )]
+    Version { path: PathBuf, found: String, expected: String },
     /// More memory would be needed than there is.
     #[error(
         "{}: loading needs {} of memory ({purpose}), but only {} is available; \

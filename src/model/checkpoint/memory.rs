@@ -1,18 +1,25 @@
 //! Whether a checkpoint fits into memory, before anything is loaded.
 
 use super::{Checkpoint, Role, error::CheckpointError};
+use crate::model::{device::Quantize, quantize::is_quantized};
 use std::{fs, path::Path};
 use tch::{Device, Kind};
 
 impl Checkpoint {
     /// Bytes that the weights take on the device that computes: stored types for what is mapped as
     /// it is, `kind` for what is converted.
-    pub fn weight_bytes(&self, kind: Kind) -> u64 {
+    pub fn weight_bytes(&self, kind: Kind, quantize: Quantize) -> u64 {
         self.index
             .tensors
             .iter()
             .filter(|(name, _)| self.expected.get(*name).is_some_and(|e| e.role != Role::Buffer))
-            .map(|(_, tensor)| tensor.shape.iter().product::<i64>() as u64 * kind.elt_size_in_bytes() as u64)
+            .map(|(name, tensor)| {
+                let elements = tensor.shape.iter().product::<i64>() as u64;
+                match quantize {
+                    Quantize::W8a8 | Quantize::Int8 if is_quantized(name, &tensor.shape) => elements,
+                    _ => elements * kind.elt_size_in_bytes() as u64,
+                }
+            })
             .sum()
     }
 
@@ -25,9 +32,15 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError::Memory`] when it can't fit. Where the system doesn't say how much memory it
     /// has, nothing is refused.
-    pub fn check_memory(&self, kind: Kind, device: Device, activations: u64) -> Result<(), CheckpointError> {
+    pub fn check_memory(
+        &self,
+        kind: Kind,
+        quantize: Quantize,
+        device: Device,
+        activations: u64,
+    ) -> Result<(), CheckpointError> {
         let needed = match device {
-            Device::Cpu => self.weight_bytes(kind).saturating_add(activations),
+            Device::Cpu => self.weight_bytes(kind, quantize).saturating_add(activations),
             _ => 0,
         };
         match available_memory() {

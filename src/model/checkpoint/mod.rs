@@ -19,7 +19,7 @@ mod writer;
 
 pub use check::Problem;
 pub use convert::{ConvertArgs, convert};
-pub use digest::{Digest, FileDigest, SETTINGS_FILES, hash_files, hexadecimal, short_name};
+pub use digest::{Digest, FileDigest, SETTINGS_FILES, hash_files, hexadecimal, short_name, verify};
 pub use error::{CheckpointError, TensorProblem};
 pub use expected::{ExpectedTensor, Role, expected_tensors};
 pub use index::{Format, StoredDtype};

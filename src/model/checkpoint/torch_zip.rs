@@ -203,6 +203,44 @@ mod tests {
     }
 
     #[test]
+    fn a_compressed_record_is_refused_unread() {
+        // A deflated record is written by hand: the library is built without any compression. Both places
+        // that name the method are changed, and what it unpacks to is claimed to be huge.
+        let mut bytes = std::fs::read(file(&[3, 2], &[2, 1], CompressionMethod::Stored).path()).unwrap();
+        let starts = |signature: &[u8]| -> Vec<usize> {
+            (0..bytes.len() - 4).filter(|&at| bytes[at..].starts_with(signature)).collect()
+        };
+        let (local, central) = (starts(b"PK\x03\x04"), starts(b"PK\x01\x02"));
+        assert_eq!((local.len(), central.len()), (2, 2));
+        for (at, method, size) in
+            local.into_iter().map(|at| (at, 8, 22)).chain(central.into_iter().map(|at| (at, 10, 24)))
+        {
+            bytes[at + method] = 8;
+            bytes[at + size..at + size + 4].copy_from_slice(&0xF000_0000_u32.to_le_bytes());
+        }
+        let bomb = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(bomb.path(), &bytes).unwrap();
+        let error = read_table(bomb.path()).unwrap_err().to_string();
+        assert!(error.contains("data.pkl") || error.contains("compressed"), "{error}");
+    }
+
+    #[test]
+    fn a_pickle_that_claims_to_be_huge_is_refused_unread() {
+        let mut bytes = std::fs::read(file(&[3, 2], &[2, 1], CompressionMethod::Stored).path()).unwrap();
+        for at in 0..bytes.len() - 4 {
+            let sizes = match &bytes[at..at + 4] {
+                b"PK\x03\x04" => 18,
+                b"PK\x01\x02" => 20,
+                _ => continue,
+            };
+            bytes[at + sizes..at + sizes + 8].copy_from_slice(&[0, 0, 0, 0xF0].repeat(2));
+        }
+        let bomb = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(bomb.path(), &bytes).unwrap();
+        assert!(read_table(bomb.path()).is_err());
+    }
+
+    #[test]
     fn every_truncation_is_an_error() {
         let whole = std::fs::read(file(&[3, 2], &[2, 1], CompressionMethod::Stored).path()).unwrap();
         let cut = tempfile::NamedTempFile::new().unwrap();

@@ -7,6 +7,7 @@ use crate::model::{
     layers::{LayerNorm, Linear},
     parameters::Scope,
 };
+use std::cell::OnceCell;
 use tch::{Kind, TchError, Tensor};
 
 /// The reference builds these norms without a configured epsilon.
@@ -18,6 +19,16 @@ pub struct VisualAbstractor {
     layers: Vec<Layer>,
     visual_fc: Linear,
     vit_eos: Tensor,
+    learned: OnceCell<LearnedQueries>,
+}
+
+/// What the first layer makes of the learned queries before it sees a patch: the same for every image.
+struct LearnedQueries {
+    /// `[1, queries, hidden]` each.
+    normed: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
 }
 
 struct Layer {
@@ -30,6 +41,8 @@ struct Layer {
     query_positions: Tensor,
     /// `[queries + 1 + patches, hidden]`: those of the queries, then those of the patches.
     key_positions: Tensor,
+    /// `[1 + patches, hidden]`: the rest of `key_positions`.
+    patch_positions: Tensor,
     out_proj: Linear,
     norm2: LayerNorm,
     w1: Linear,
@@ -49,6 +62,7 @@ impl VisualAbstractor {
                 .collect::<Result<_, _>>()?,
             visual_fc: scope.linear("visual_fc")?,
             vit_eos: scope.tensor("vit_eos")?,
+            learned: OnceCell::new(),
         })
     }
 
@@ -60,8 +74,32 @@ impl VisualAbstractor {
         for layer in &self.layers {
             hidden = layer.forward(&hidden, patches)?;
         }
-        let end = self.vit_eos.f_expand([patches.size()[0], -1, -1], false)?;
-        Tensor::f_cat(&[self.visual_fc.forward(&hidden)?, end], 1)
+        self.project(&hidden)
+    }
+
+    /// As [`Self::forward`], for parameters that change no more: what does not depend on the image is
+    /// computed once and kept.
+    pub fn forward_in_use(&self, patches: &Tensor) -> Result<Tensor, TchError> {
+        let Some((first, others)) = self.layers.split_first() else {
+            return self.forward(patches);
+        };
+        let learned = match self.learned.get() {
+            Some(learned) => learned,
+            None => {
+                let learned = tch::no_grad(|| first.learned_queries(&self.query_embeds))?;
+                self.learned.get_or_init(|| learned)
+            }
+        };
+        let mut hidden = first.forward_learned(learned, patches)?;
+        for layer in others {
+            hidden = layer.forward(&hidden, patches)?;
+        }
+        self.project(&hidden)
+    }
+
+    fn project(&self, hidden: &Tensor) -> Result<Tensor, TchError> {
+        let end = self.vit_eos.f_expand([hidden.size()[0], -1, -1], false)?;
+        Tensor::f_cat(&[self.visual_fc.forward(hidden)?, end], 1)
     }
 
     /// As [`Self::forward`], but what each layer gives, before the projection.
@@ -97,9 +135,11 @@ impl Layer {
         };
         let positions = query_positions.and_then(|queries| {
             let keys = Tensor::f_cat(&[&queries, &patch_positions?], 0)?;
-            Ok((queries, keys))
+            let count = queries.size()[0];
+            let patches = keys.f_narrow(0, count, keys.size()[0] - count)?;
+            Ok((queries, keys, patches))
         });
-        let (query_positions, key_positions) =
+        let (query_positions, key_positions, patch_positions) =
             positions.map_err(|source| ModelError::Torch { doing: "laying out position tables", source })?;
         Ok(Self {
             norm1: scope.layer_norm("norm1", NORM_EPS)?,
@@ -109,6 +149,7 @@ impl Layer {
             value: attention.linear("value")?,
             query_positions,
             key_positions,
+            patch_positions,
             out_proj: output.linear("out_proj")?,
             norm2: output.layer_norm("norm2", NORM_EPS)?,
             w1: output.linear("mlp.w1")?,
@@ -122,8 +163,35 @@ impl Layer {
     fn forward(&self, queries: &Tensor, patches: &Tensor) -> Result<Tensor, TchError> {
         let queries = self.norm1.forward(queries)?;
         let attended = self.attend(&queries, &self.normk.forward(patches)?)?;
+        self.finish(&queries, &attended)
+    }
+
+    fn learned_queries(&self, queries: &Tensor) -> Result<LearnedQueries, TchError> {
+        let normed = self.norm1.forward(queries)?;
+        let placed = normed.f_add(&self.query_positions)?;
+        Ok(LearnedQueries {
+            query: self.query.forward(&placed)?,
+            key: self.key.forward(&placed)?,
+            value: self.value.forward(&normed)?,
+            normed,
+        })
+    }
+
+    /// As [`Self::forward`] for the learned queries.
+    fn forward_learned(&self, learned: &LearnedQueries, patches: &Tensor) -> Result<Tensor, TchError> {
+        let images = patches.size()[0];
+        let each = |tensor: &Tensor| tensor.f_expand([images, -1, -1], false);
+        let patches = self.normk.forward(patches)?;
+        let key = self.key.forward(&patches.f_add(&self.patch_positions)?)?;
+        let key = Tensor::f_cat(&[each(&learned.key)?, key], 1)?;
+        let value = Tensor::f_cat(&[each(&learned.value)?, self.value.forward(&patches)?], 1)?;
+        let attended = self.mix(&each(&learned.query)?, &key, &value)?;
+        self.finish(&each(&learned.normed)?, &attended)
+    }
+
+    fn finish(&self, queries: &Tensor, attended: &Tensor) -> Result<Tensor, TchError> {
         // The residual is the normalised queries: the reference adds to what its first norm gave.
-        let hidden = queries.f_add(&self.out_proj.forward(&attended)?)?;
+        let hidden = queries.f_add(&self.out_proj.forward(attended)?)?;
         let input = self.norm2.forward(&hidden)?;
         let gated = self.w1.forward(&input)?.f_silu()?.f_mul(&self.w3.forward(&input)?)?;
         hidden.f_add(&self.w2.forward(&self.ffn_ln.forward(&gated)?)?)
@@ -134,10 +202,14 @@ impl Layer {
         let query = self.query.forward(&queries.f_add(&self.query_positions)?)?;
         let key = self.key.forward(&context.f_add(&self.key_positions)?)?;
         let value = self.value.forward(&context)?;
+        self.mix(&query, &key, &value)
+    }
+
+    fn mix(&self, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor, TchError> {
         let mixed = Tensor::f_scaled_dot_product_attention(
-            &split_heads(&query, self.heads)?,
-            &split_heads(&key, self.heads)?,
-            &split_heads(&value, self.heads)?,
+            &split_heads(query, self.heads)?,
+            &split_heads(key, self.heads)?,
+            &split_heads(value, self.heads)?,
             None::<&Tensor>,
             0.0,
             false,

@@ -12,7 +12,7 @@ use crate::model::{
     passes::Passes,
     rope::{RotaryEmbedding, Rotation},
 };
-use std::rc::Rc;
+use std::{ops::Range, rc::Rc};
 use tch::{TchError, Tensor};
 
 /// A decoder-only transformer over embeddings that are text or image.
@@ -42,11 +42,17 @@ struct Layer {
     kv_heads: i64,
 }
 
-/// What all layers share in one pass.
+/// What all layers share in one pass over some positions.
 struct Pass {
     rotation: Rotation,
     mask: CausalMask,
     segments: Segments,
+}
+
+/// The positions of a pass that the last layer's output is wanted of, as a pass of their own.
+struct Read {
+    positions: Range<i64>,
+    pass: Pass,
 }
 
 impl LanguageModel {
@@ -101,8 +107,8 @@ impl LanguageModel {
         self.cache_shape
     }
 
-    /// Appends a block to every row of `cache`; gives the normalised hidden states
-    /// `[rows, count, hidden]`.
+    /// Appends a block to every row of `cache`; gives the normalised hidden states of the positions
+    /// that are read, `[rows, read, hidden]`.
     pub fn forward(&self, block: &Block<'_>, cache: &mut KvCache) -> Result<Tensor, TchError> {
         self.forward_observed(block, cache, |_| ())
     }
@@ -117,10 +123,13 @@ impl LanguageModel {
         let count = block.embeddings.size()[1];
         let placement = cache.place(count)?;
         let pass = self.pass(&placement, Segments::new(count, &block.image))?;
+        let read = self.read(block, &pass, &placement)?;
         let mut hidden = block.embeddings.shallow_clone();
         for (index, layer) in self.layers.iter().enumerate() {
-            hidden = layer
-                .forward(&hidden, &pass, |keys, values| cache.write(index, &keys, &values, &placement))?;
+            // Nothing but the output depends on the last layer's states.
+            let read = read.as_ref().filter(|_| index + 1 == self.layers.len());
+            let extend = |keys: Tensor, values: Tensor| cache.write(index, &keys, &values, &placement);
+            hidden = layer.forward(&hidden, &pass, read, extend)?;
             observe(&hidden);
         }
         cache.advance(&placement);
@@ -142,8 +151,9 @@ impl LanguageModel {
         let mut hidden = sequences.embeddings.shallow_clone();
         for layer in &self.layers {
             let pass = pass.clone();
-            hidden = passes
-                .run(&hidden, move |input| layer.forward(input, &pass, |keys, values| Ok((keys, values))))?;
+            hidden = passes.run(&hidden, move |input| {
+                layer.forward(input, &pass, None, |keys, values| Ok((keys, values)))
+            })?;
         }
         self.normalize(&hidden)
     }
@@ -151,9 +161,30 @@ impl LanguageModel {
     fn pass(&self, placement: &Placement, segments: Segments) -> Result<Pass, TchError> {
         Ok(Pass {
             rotation: self.rotary.rotation(placement, self.cache_shape.kind)?,
-            mask: CausalMask::new(placement, self.groups, self.cache_shape.device)?,
+            mask: self.mask(placement, &(0..placement.count()))?,
             segments,
         })
+    }
+
+    /// What is read of a block; nothing to say where that is all of it.
+    fn read(&self, block: &Block<'_>, pass: &Pass, placement: &Placement) -> Result<Option<Read>, TchError> {
+        let positions = block.read.clone();
+        if positions == (0..placement.count()) {
+            return Ok(None);
+        }
+        let within = |position: i64| position.clamp(positions.start, positions.end) - positions.start;
+        let image = within(block.image.start)..within(block.image.end);
+        let pass = Pass {
+            rotation: pass.rotation.within(&positions)?,
+            mask: self.mask(placement, &positions)?,
+            segments: Segments::new(positions.end - positions.start, &image),
+        };
+        Ok(Some(Read { positions, pass }))
+    }
+
+    fn mask(&self, placement: &Placement, queries: &Range<i64>) -> Result<CausalMask, TchError> {
+        let CacheShape { kind, device, .. } = self.cache_shape;
+        CausalMask::new(placement, queries, self.groups, kind, device)
     }
 
     fn normalize(&self, hidden: &Tensor) -> Result<Tensor, TchError> {
@@ -163,6 +194,13 @@ impl LanguageModel {
     /// Normalised hidden states `[.., hidden]` to logits `[.., vocabulary]`, in the model's type.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor, TchError> {
         hidden.f_linear(&self.lm_head, None::<&Tensor>)
+    }
+}
+
+impl Read {
+    /// The read positions of `[rows, count, width]`.
+    fn of(&self, states: &Tensor) -> Result<Tensor, TchError> {
+        states.f_narrow(1, self.positions.start, self.positions.end - self.positions.start)
     }
 }
 
@@ -187,18 +225,27 @@ impl Layer {
     }
 
     /// `extend` takes the keys and values of the pass's positions, `[rows, kv_heads, count, head_dim]`,
-    /// and gives all that its queries may see, `[rows, kv_heads, end, head_dim]`.
+    /// and gives all that its queries may see, `[rows, kv_heads, end, head_dim]`. With `read`, only what
+    /// is read is computed beyond keys and values.
+    ///
+    /// Queries, keys and values are maps of their own rather than one: weights that are mapped from
+    /// their file would have to be copied to lie one behind the other.
     fn forward(
         &self,
         input: &Tensor,
         pass: &Pass,
+        read: Option<&Read>,
         extend: impl FnOnce(Tensor, Tensor) -> Result<(Tensor, Tensor), TchError>,
     ) -> Result<Tensor, TchError> {
         let normed = self.input_layernorm.forward(input, &pass.segments)?;
-        let query = split_heads(&self.q_proj.forward(&normed)?, self.heads)?;
         let keys = split_heads(&self.k_proj.forward(&normed, &pass.segments)?, self.kv_heads)?;
         let values = split_heads(&self.v_proj.forward(&normed, &pass.segments)?, self.kv_heads)?;
         let (keys, values) = extend(pass.rotation.apply(&keys)?, values)?;
+        let (input, normed, pass) = match read {
+            None => (input.shallow_clone(), normed, pass),
+            Some(read) => (read.of(input)?, read.of(&normed)?, &read.pass),
+        };
+        let query = split_heads(&self.q_proj.forward(&normed)?, self.heads)?;
         let attended = attend(&pass.rotation.apply(&query)?, &keys, &values, &pass.mask)?;
         let hidden = input.f_add(&self.o_proj.forward(&attended)?)?;
 

@@ -8,7 +8,7 @@ mod vision;
 
 pub use self::{abstractor::VisualAbstractor, language::LanguageModel, vision::VisionModel};
 use super::{
-    config::ModelConfig,
+    config::{ModelConfig, RopeScaling},
     error::ModelError,
     family::{Block, Family, Part, Sequences},
     kv_cache::KvCache,
@@ -85,12 +85,25 @@ impl Family for MplugOwl2 {
         self.config.max_positions()
     }
 
+    fn blockwise_positions(&self) -> i64 {
+        match self.config.language.rope_scaling {
+            // Beyond these the whole length decides how far each position is turned.
+            Some(RopeScaling::Dynamic(_)) => self.config.language.max_position_embeddings,
+            None | Some(RopeScaling::Linear(_)) => self.max_positions(),
+        }
+    }
+
     fn device(&self) -> Device {
         self.language.cache_shape().device
     }
 
     fn kind(&self) -> Kind {
         self.language.cache_shape().kind
+    }
+
+    fn encode_images(&self, pixels: &Tensor) -> Result<Tensor, TchError> {
+        let patches = self.vision.forward(&pixels.f_to_kind(self.kind())?)?;
+        self.abstractor.forward_in_use(&patches)
     }
 
     fn encode_images_in<'a>(&'a self, pixels: &Tensor, passes: &mut Passes<'a>) -> Result<Tensor, TchError> {

@@ -18,7 +18,7 @@ fn forward(
     embeddings: &Tensor,
     image: std::ops::Range<i64>,
 ) -> Tensor {
-    model.forward(&Block { embeddings, image }, cache).unwrap()
+    model.forward(&Block::new(embeddings, image), cache).unwrap()
 }
 
 fn sequences(model: &MplugOwl2, embeddings: &Tensor, images: &[std::ops::Range<i64>]) -> Tensor {
@@ -128,6 +128,76 @@ fn a_block_in_parts_equals_the_whole() {
         .map(|(start, count, image)| forward(&model, &mut cache, &whole.narrow(1, start, count), image))
         .collect();
     assert!(distance(&Tensor::cat(&parts, 1), &expected) < 1e-5);
+}
+
+#[test]
+fn reading_some_positions_gives_their_part_of_all() {
+    for config in scalings() {
+        let model = network(config);
+        let (start, block, step) =
+            (noise(&[3, 6, HIDDEN], 1), noise(&[3, 5, HIDDEN], 2), noise(&[3, 3, HIDDEN], 3));
+        for read in [0..1, 1..3, 2..5, 4..5, 0..5] {
+            let run = |whole: bool, uneven: bool| {
+                let mut cache = model.new_cache(3, 16).unwrap();
+                let _ = forward(&model, &mut cache, &start, 0..2);
+                if uneven {
+                    cache.truncate(0, 4);
+                    cache.truncate(2, 1);
+                }
+                let block = Block::new(&block, 1..3);
+                let hidden = match whole {
+                    true => {
+                        let hidden = model.forward(&block, &mut cache).unwrap();
+                        hidden.narrow(1, read.start, read.end - read.start)
+                    }
+                    false => model.forward(&block.reading(read.clone()), &mut cache).unwrap(),
+                };
+                // What follows sees every position, read or not.
+                (hidden, forward(&model, &mut cache, &step, 0..0))
+            };
+            for uneven in [false, true] {
+                let ((whole, after_whole), (part, after_part)) = (run(true, uneven), run(false, uneven));
+                assert!(distance(&whole, &part) < 1e-5, "{read:?}");
+                assert!(distance(&after_whole, &after_part) < 1e-5, "{read:?}");
+            }
+        }
+        // From the first position on.
+        let empty = || model.new_cache(3, 8).unwrap();
+        let whole = forward(&model, &mut empty(), &block, 1..3);
+        let part = model.forward(&Block::new(&block, 1..3).reading(2..4), &mut empty()).unwrap();
+        assert!(distance(&whole.narrow(1, 2, 2), &part) < 1e-5);
+    }
+}
+
+#[test]
+fn rows_that_begin_alike_may_share_what_they_begin_with() {
+    for config in scalings() {
+        let model = network(config);
+        let (text, rest) = (noise(&[1, 4, HIDDEN], 1), noise(&[3, 5, HIDDEN], 2));
+        let mut prefix = model.new_cache(1, 4).unwrap();
+        let _ = model.forward(&Block::text(&text).reading(3..4), &mut prefix).unwrap();
+        let mut shared = KvCache::beginning_with(&prefix, 3, 12).unwrap();
+        assert_eq!(shared.lengths(), [4, 4, 4]);
+        let shared = forward(&model, &mut shared, &rest, 0..2);
+
+        let whole = Tensor::cat(&[text.expand([3, -1, -1], false), rest], 1);
+        let whole = forward(&model, &mut model.new_cache(3, 9).unwrap(), &whole, 4..6);
+        assert!(distance(&whole.narrow(1, 4, 5), &shared) < 1e-5);
+        assert_eq!(prefix.lengths(), [4]);
+    }
+}
+
+#[test]
+fn what_is_kept_of_the_abstractor_changes_no_image() {
+    let model = network(config());
+    let pixels = noise(&[3, 3, 12, 12], 5) * 4.0;
+    let anew = model.encode_images_in(&pixels, &mut Passes::Kept).unwrap();
+    for _ in 0..2 {
+        assert!(distance(&model.encode_images(&pixels).unwrap(), &anew) < 1e-5);
+        assert!(
+            distance(&model.encode_images(&pixels.narrow(0, 1, 1)).unwrap(), &anew.narrow(0, 1, 1)) < 1e-5
+        );
+    }
 }
 
 #[test]

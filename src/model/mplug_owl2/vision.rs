@@ -1,14 +1,17 @@
 //! The vision model: CLIP's ViT as mPLUG-Owl2 ships it.
 
 use crate::model::{
-    attention::split_heads,
+    attention::{attend_to_all, split_heads},
     config::VisionConfig,
     error::ModelError,
     layers::{LayerNorm, Linear, quick_gelu},
     parameters::Scope,
     passes::Passes,
 };
-use tch::{TchError, Tensor};
+use tch::{Device, TchError, Tensor};
+
+/// Positions that are enough to keep every core of a CPU busy.
+const POSITIONS_AT_ONCE: i64 = 1024;
 
 /// A pre-norm transformer over image patches and one class token.
 pub struct VisionModel {
@@ -19,6 +22,9 @@ pub struct VisionModel {
     layers: Vec<Layer>,
     post_layernorm: LayerNorm,
     patch_size: i64,
+    /// Where no gradients are wanted: on a CPU, larger batches gain nothing, and their activations leave its
+    /// caches and come as new pages from the system each time.
+    images_at_once: Option<i64>,
 }
 
 struct Layer {
@@ -33,6 +39,8 @@ struct Layer {
 
 impl VisionModel {
     pub fn new(scope: &Scope<'_>, config: &VisionConfig) -> Result<Self, ModelError> {
+        let images_at_once = (POSITIONS_AT_ONCE / config.positions()).max(1);
+        let scope = &scope.with_rows(images_at_once * config.positions());
         let embeddings = scope.child("embeddings");
         let layers = scope.child("encoder.layers");
         let eps = config.layer_norm_eps;
@@ -46,6 +54,7 @@ impl VisionModel {
                 .collect::<Result<_, _>>()?,
             post_layernorm: scope.layer_norm("post_layernorm", eps)?,
             patch_size: config.patch_size,
+            images_at_once: scope.is_for_inference().then_some(images_at_once),
         })
     }
 
@@ -57,6 +66,18 @@ impl VisionModel {
 
     /// As [`Self::forward`], each layer a part.
     pub fn forward_in<'a>(&'a self, pixels: &Tensor, passes: &mut Passes<'a>) -> Result<Tensor, TchError> {
+        let images = pixels.size()[0];
+        match self.images_at_once {
+            Some(at_once) if at_once < images && pixels.device() == Device::Cpu => {
+                let parts = pixels.f_split(at_once, 0)?;
+                let parts = parts.iter().map(|pixels| self.forward_at_once(pixels, passes));
+                Tensor::f_cat(&parts.collect::<Result<Vec<_>, _>>()?, 0)
+            }
+            _ => self.forward_at_once(pixels, passes),
+        }
+    }
+
+    fn forward_at_once<'a>(&'a self, pixels: &Tensor, passes: &mut Passes<'a>) -> Result<Tensor, TchError> {
         let mut hidden = self.embed(pixels)?;
         for layer in &self.layers {
             hidden = passes.run(&hidden, |input| layer.forward(input))?;
@@ -110,16 +131,7 @@ impl Layer {
     fn attend(&self, input: &Tensor) -> Result<Tensor, TchError> {
         // The fused projection is laid out [head, (query, key, value), dim].
         let heads = split_heads(&self.query_key_value.forward(input)?, self.heads)?.f_chunk(3, -1)?;
-        let mixed = Tensor::f_scaled_dot_product_attention(
-            &heads[0],
-            &heads[1],
-            &heads[2],
-            None::<&Tensor>,
-            0.0,
-            false,
-            None::<f64>,
-            false,
-        )?;
+        let mixed = attend_to_all(&heads[0], &heads[1], &heads[2])?;
         self.dense.forward(&mixed.f_transpose(1, 2)?.f_reshape(input.size())?)
     }
 }

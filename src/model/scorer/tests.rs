@@ -111,6 +111,7 @@ fn several_score_tokens_give_several_scores() {
         tokens: tokens[1..].iter().map(|&token| i64::from(token)).collect(),
         score_logits: vec![certain(2), certain(8)],
         forwards: 1,
+        verified: true,
         broken: false,
     };
     let answer = scorer.answer(generated.clone()).unwrap();
@@ -157,6 +158,52 @@ fn a_dtype_is_computed_in_when_asked_for() {
 }
 
 #[test]
+fn a_draft_changes_passes_and_nothing_else() {
+    let folder = checkpoint(&[]);
+    let mut scorer = TorchScorer::load(&settings(&folder), 1).unwrap();
+    let generating = ModelSettings { decode: DecodeMode::Generate, ..settings(&folder) };
+    let mut oracle = TorchScorer::load(&generating, 1).unwrap();
+    let (batch, alone) = (batch(&scorer, &[0.5, -1.0, 1.0]), batch(&scorer, &[1.0]));
+    let score = |scorer: &mut TorchScorer, batch: &ScoreBatch| -> Vec<Answer> {
+        scorer.score(batch).unwrap().into_iter().map(Result::unwrap).collect()
+    };
+    let first = score(&mut scorer, &batch);
+    assert!(first.iter().all(|answer| answer.decode == DecodeKind::Generated));
+    assert_eq!(scorer.drafts(), DraftCounts::default());
+    for _ in 0..2 {
+        for (ours, oracle) in score(&mut scorer, &batch).iter().zip(score(&mut oracle, &batch)) {
+            assert_eq!((ours.decode, ours.forwards), (DecodeKind::Verified, 1));
+            assert_eq!(
+                (oracle.decode, oracle.forwards as usize),
+                (DecodeKind::Generated, oracle.tokens.len())
+            );
+            assert_eq!(ours.tokens, oracle.tokens);
+            assert!((ours.score() - oracle.score()).abs() < 1e-5);
+        }
+    }
+    assert_eq!(scorer.drafts(), DraftCounts { accepted: 6, rejected: 0 });
+    assert_eq!(oracle.drafts(), DraftCounts::default());
+    let (verified, first) = (score(&mut scorer, &alone), &first[2]);
+    assert!((verified[0].score() - first.score()).abs() < 1e-4);
+}
+
+#[test]
+fn what_is_scored_afresh_has_one_score_to_the_last_bit() {
+    let folder = checkpoint(&[]);
+    let rounding = ModelSettings { dtype: Dtype::Bf16, ..settings(&folder) };
+    let mut scorer = TorchScorer::load(&rounding, 1).unwrap();
+    let picture = batch(&scorer, &[0.7]);
+    let mut afresh = || scorer.score_afresh(&picture).unwrap().remove(0).unwrap().score();
+    let first = afresh();
+    assert_eq!(afresh(), first);
+    let _ = scorer.score(&picture).unwrap();
+    assert_eq!(scorer.score_afresh(&picture).unwrap().remove(0).unwrap().score(), first);
+    let other = batch(&scorer, &[-0.5, 1.5]);
+    let _ = scorer.score(&other).unwrap();
+    assert_eq!(scorer.score_afresh(&picture).unwrap().remove(0).unwrap().score(), first);
+}
+
+#[test]
 fn too_little_memory_is_told_from_other_faults() {
     let too_much = Tensor::f_zeros([1 << 46], (Kind::Float, tch::Device::Cpu)).unwrap_err();
     assert!(matches!(scorer_error(3, &too_much), ScorerError::OutOfMemory { batch: 3, .. }), "{too_much}");
@@ -174,10 +221,12 @@ fn too_little_memory_is_told_from_other_faults() {
 #[test]
 fn what_changes_scores_changes_the_version() {
     let digest = format!("sha256:{}", "ab".repeat(32));
-    let name = |prompt: PromptChoice, kind| version_name(&digest, &prompt, kind);
+    let name = |prompt: PromptChoice, kind| version_name(&digest, &prompt, kind, Quantize::None);
     assert_eq!(name(PromptChoice::Assess, Kind::BFloat16), "sha256:abababababab+assess+bf16");
     assert_eq!(name(PromptChoice::Arch, Kind::Float), "sha256:abababababab+arch+f32");
     let one = name(PromptChoice::Text("How sharp?".into()), Kind::Float);
     assert!(one.starts_with("sha256:abababababab+text-") && !one.contains("sharp"));
     assert_ne!(one, name(PromptChoice::Text("How bright?".into()), Kind::Float));
+    let quantized = version_name(&digest, &PromptChoice::Assess, Kind::BFloat16, Quantize::W8a8);
+    assert_eq!(quantized, "sha256:abababababab+assess+bf16+w8a8");
 }

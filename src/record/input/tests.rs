@@ -353,7 +353,36 @@ fn any_key() -> impl Strategy<Value = String> {
     prop::collection::vec(pieces, 1..12).prop_map(|pieces| pieces.concat())
 }
 
+/// Names that might pass for `photos` where names are compared carelessly.
+fn almost_allowed() -> impl Strategy<Value = String> {
+    let near =
+        ["Photos", "photos ", " photos", "photos/", "photos/../others", "photos.others", "photos@others"];
+    let further = ["photos?x", "photos#", "photos\\", "photos%00", "arn:aws:s3:::photos", "..", "", "photo"];
+    prop_oneof![
+        prop::sample::select([&near[..], &further].concat()).prop_map(str::to_owned),
+        any::<String>(),
+        "photos.{0,3}",
+        ".{0,3}photos",
+    ]
+}
+
 proptest! {
+    /// Whatever a record says, what is read lies in a bucket that an operator has listed.
+    #[test]
+    fn no_record_reaches_beyond_the_allow_list(bucket in almost_allowed(), key in any_key()) {
+        let allowed = ["photos".to_owned(), "more-photos".to_owned()];
+        let plain = json!({"bucket": bucket, "key": key});
+        let aws = json!({"Records": [s3_record("ObjectCreated:Put", &bucket, &form_encode(&key))]});
+        let removal = json!({"Records": [s3_record("ObjectRemoved:Delete", &bucket, &form_encode(&key))]});
+        for value in [&plain, &aws, &removal, &minio_event(&bucket, &key), &sns(&aws), &cloud_event(&plain)] {
+            for item in parse(Some(value.to_string().as_bytes()), &[], &allowed).items {
+                if let Ok(Item::Score(object) | Item::Delete(object)) = item.outcome {
+                    prop_assert!(allowed.contains(&object.bucket), "{}", object);
+                }
+            }
+        }
+    }
+
     #[test]
     fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         prop_assert!(!parse(Some(&bytes), &[], &[]).items.is_empty());

@@ -146,3 +146,14 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_content_hash_reads_as_it_is_written() {
+    let content = ContentHash::of(b"a photo");
+    assert_eq!(content.to_string().parse::<ContentHash>().unwrap(), content);
+    for text in
+        ["", "0a", &"0".repeat(63), &"g".repeat(64), &"\u{e9}".repeat(32), &format!("+{}", "0".repeat(63))]
+    {
+        assert!(text.parse::<ContentHash>().is_err(), "{text}");
+    }
+}

@@ -124,7 +124,10 @@ async fn champions_change_while_records_flow() {
     library.promote(&first).await;
     let expected = support::score_images(&stack.checkpoint(), &stack.images());
     let uploads = stack.upload(&expected, 1_000).await;
-    let worker = Arc::new(stack.worker(&library.settings()));
+    // The same contents come to each version, and no score of one may be taken for another's.
+    let mut settings = library.settings();
+    settings.push(("reuse.enabled", "true"));
+    let worker = Arc::new(stack.worker(&settings));
     worker.wait_until_ready(WITHIN).await;
 
     let stop = Arc::<AtomicBool>::default();

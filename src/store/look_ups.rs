@@ -1,0 +1,103 @@
+//! Questions from many tasks, asked together.
+
+use crate::store::error::StoreError;
+use std::future::Future;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+/// A key to look up, and whom to tell what is there.
+#[derive(Debug)]
+pub struct LookUp<Key, Found> {
+    pub key: Key,
+    /// Of a batch that fails, one asker gets the error and the others `None` in its place: it is one
+    /// failure. Dropped without a word at shutdown.
+    pub reply: oneshot::Sender<Result<Option<Found>, Option<StoreError>>>,
+}
+
+/// Looks up what is asked in batches of at most `limit`. A batch is what came while the last one was under
+/// way, so that nobody waits for company: a lone question is asked at once, and a thousand cost as few round
+/// trips as Postgres is slow.
+///
+/// `look_up` gives an answer a key, in order. Ends when every sender is gone, or when `shutdown` fires.
+pub async fn look_up_batches<Key, Found, F>(
+    look_up: impl Fn(Vec<Key>) -> F,
+    limit: usize,
+    mut requests: mpsc::Receiver<LookUp<Key, Found>>,
+    shutdown: CancellationToken,
+) where
+    F: Future<Output = Result<Vec<Option<Found>>, StoreError>>,
+{
+    let mut batch = Vec::new();
+    let answering = async {
+        while requests.recv_many(&mut batch, limit.max(1)).await > 0 {
+            let (keys, replies): (Vec<_>, Vec<_>) =
+                batch.drain(..).map(|LookUp { key, reply }| (key, reply)).unzip();
+            // An asker that went away belongs to a partition that did.
+            match look_up(keys).await {
+                Ok(found) => {
+                    for (reply, found) in replies.into_iter().zip(found) {
+                        let _gone = reply.send(Ok(found));
+                    }
+                }
+                Err(error) => {
+                    let mut error = Some(error);
+                    for reply in replies {
+                        let _gone = reply.send(Err(error.take()));
+                    }
+                }
+            }
+        }
+    };
+    let _ended = shutdown.run_until_cancelled(answering).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    fn ask(number: u32) -> (LookUp<u32, u32>, oneshot::Receiver<Result<Option<u32>, Option<StoreError>>>) {
+        let (reply, answer) = oneshot::channel();
+        (LookUp { key: number, reply }, answer)
+    }
+
+    #[tokio::test]
+    async fn what_waits_is_asked_together_and_everyone_gets_their_own_answer() {
+        let (sender, requests) = mpsc::channel(10);
+        let mut answers = Vec::new();
+        for number in 0..5 {
+            let (request, answer) = ask(number);
+            sender.send(request).await.unwrap();
+            answers.push(answer);
+        }
+        drop(sender);
+        let asked = Mutex::new(Vec::new());
+        let look_up = |keys: Vec<u32>| {
+            asked.lock().unwrap().push(keys.len());
+            async move { Ok(keys.into_iter().map(|key| (key != 3).then_some(key * 10)).collect()) }
+        };
+        look_up_batches(look_up, 3, requests, CancellationToken::new()).await;
+        assert_eq!(*asked.lock().unwrap(), [3, 2]);
+        let mut found = Vec::new();
+        for answer in answers {
+            found.push(answer.await.unwrap().unwrap());
+        }
+        assert_eq!(found, [Some(0), Some(10), Some(20), None, Some(40)]);
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_told_once_and_a_shutdown_not_at_all() {
+        let (sender, requests) = mpsc::channel(10);
+        let (first, second) = (ask(1), ask(2));
+        sender.send(first.0).await.unwrap();
+        sender.send(second.0).await.unwrap();
+        let failing = |_| async { Err(StoreError::TimedOut { server: "s".into(), after_ms: 1 }) };
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(look_up_batches(failing, 10, requests, stop.clone()));
+        assert!(matches!(first.1.await, Ok(Err(Some(_)))));
+        assert!(matches!(second.1.await, Ok(Err(None))));
+        stop.cancel();
+        task.await.unwrap();
+        assert!(sender.send(ask(3).0).await.is_err(), "nobody answers any more");
+    }
+}

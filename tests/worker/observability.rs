@@ -110,10 +110,14 @@ async fn a_record_is_one_trace_from_its_producer_to_its_commit() {
     assert_eq!(worker.terminate(), Some(0), "the drain sends what waits");
 
     let spans = collector.spans();
-    let by_name: HashMap<&str, &Span> = spans.iter().map(|span| (span.name.as_str(), span)).collect();
+    // The earliest of each name: content that is new is looked up as well as the item.
+    let mut ordered: Vec<&Span> = spans.iter().collect();
+    ordered.sort_by_key(|span| std::cmp::Reverse(span.start_time_unix_nano));
+    let by_name: HashMap<&str, &Span> = ordered.iter().map(|span| (span.name.as_str(), *span)).collect();
     let listed = || spans.iter().map(|span| span.name.as_str()).collect::<Vec<_>>();
     let names = ["record", "parse", "item", "lookup", "fetch", "decode", "batch", "infer", "pg", "produce"];
-    assert_eq!(spans.len(), names.len(), "the unsampled record has no span: {:?}", listed());
+    let once = listed().into_iter().filter(|name| *name != "lookup").count();
+    assert_eq!(once, names.len() - 1, "one of each, and none of the unsampled record: {:?}", listed());
     let id =
         |name: &str| hex(&by_name.get(name).unwrap_or_else(|| panic!("no {name}: {:?}", listed())).span_id);
     for (name, parent) in [("record", PRODUCERS_SPAN.to_owned())]
@@ -126,8 +130,7 @@ async fn a_record_is_one_trace_from_its_producer_to_its_commit() {
         assert_eq!(hex(&span.parent_span_id), parent, "the parent of {name}");
         assert!(span.start_time_unix_nano <= span.end_time_unix_nano, "{name}");
         let whole = by_name["record"];
-        let inside = (whole.start_time_unix_nano, whole.end_time_unix_nano);
-        assert!(inside.0 <= span.start_time_unix_nano, "{name} begins within the record");
+        assert!(whole.start_time_unix_nano <= span.start_time_unix_nano, "{name} begins within the record");
         assert!(span.status.as_ref().is_none_or(|status| status.code != 2), "{name} failed");
     }
     let ids: BTreeSet<String> = spans.iter().map(|span| hex(&span.span_id)).collect();
@@ -160,7 +163,7 @@ async fn a_record_is_one_trace_from_its_producer_to_its_commit() {
     let documented = documented("Traces");
     assert_eq!(
         documented.keys().map(String::as_str).collect::<BTreeSet<_>>(),
-        names.into_iter().chain(["vote"]).collect(),
+        names.into_iter().chain(["vote"]).collect::<BTreeSet<_>>(),
         "the spans of docs/observability.md"
     );
     for span in &spans {
@@ -208,7 +211,8 @@ async fn every_metric_is_documented_and_bounded() {
     let stack = Stack::start(2).await;
     let expected = support::score_images(&stack.checkpoint(), &stack.images());
     let uploads = stack.upload(&expected, 3 * expected.len()).await;
-    let (first, rest) = uploads.split_at(expected.len());
+    // Under its second name a picture has a score already.
+    let (first, rest) = uploads.split_at(2 * expected.len());
     let worker = stack.worker(&[("kafka.lag_interval_ms", "200"), ("telemetry.refresh_interval_ms", "200")]);
     for uploaded in first {
         stack.produce(&Envelope::Aws.record(&[&uploaded.upload])).await;

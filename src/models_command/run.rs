@@ -11,6 +11,7 @@ use crate::{
     retrain::{Tried, try_checkpoint},
     store::{Promotion, RegisteredVersion, Store, Terms},
 };
+use futures_util::FutureExt;
 use serde_json::{Map, Value};
 use std::{io::Write, path::Path};
 
@@ -109,7 +110,7 @@ async fn try_out(
     let origin = origin(store, args).await?;
     let watermark = store.label_watermark().await?;
     let Tried { version, uri, uploaded, champion, verdict, report } =
-        Box::pin(try_checkpoint(config, &args.folder, origin)).await?;
+        try_checkpoint(config, &args.folder, origin).boxed_local().await?;
     if args.trained_on_labels {
         store.set_label_watermark(&version, watermark).await?;
     }

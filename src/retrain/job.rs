@@ -84,11 +84,12 @@ pub(super) struct Job<'a> {
 /// [`RetrainError`], whose exit code says what failed.
 pub async fn run(config: &Config, shutdown: impl Future<Output = ()>) -> Result<Finish, RetrainError> {
     config.check_retrain()?;
-    let job = Job::connect(config).await?;
+    let job = Job::connect(config).boxed_local().await?;
     let finish = job.claim_and(RunKind::Retrain, shutdown, async |claimed, champion, watch| {
-        job.retrain(claimed, champion, watch).await
+        job.retrain(claimed, champion, watch).boxed_local().await
     });
-    let finish = finish.await;
+    // Its type would be as deep as all that it calls.
+    let finish = finish.boxed_local().await;
     job.store.close().await;
     Ok(finish?.unwrap_or_else(Finish::Held))
 }
@@ -176,7 +177,7 @@ impl<'a> Job<'a> {
         }
         let folder = self.run_folder(run)?;
         let planned = match claimed.plan.as_ref().filter(|plan| plan.champion == champion.version) {
-            Some(plan) => watch.unless_stopped(self.restore(plan, &folder, watch)).await?,
+            Some(plan) => watch.unless_stopped(self.restore(plan, &folder, watch).boxed_local()).await?,
             None => None,
         };
         let champion_files =
@@ -185,7 +186,7 @@ impl<'a> Job<'a> {
             Some(dataset) => dataset,
             None => {
                 let planning = self.plan(lease, champion, &champion_files.folder, &folder, watch);
-                match watch.unless_stopped(planning).await? {
+                match watch.unless_stopped(planning.boxed_local()).await? {
                     Ok(dataset) => dataset,
                     Err(nothing) => {
                         let (reason, champion) = (nothing.to_string(), Some(champion.version.as_str()));

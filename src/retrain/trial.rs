@@ -13,6 +13,7 @@ use crate::{
     registry::Origin,
     store::{RunKind, RunOutcome},
 };
+use futures_util::FutureExt;
 use std::path::Path;
 
 /// A version that was published and judged.
@@ -39,7 +40,7 @@ pub struct Tried {
 /// [`RetrainError`]; [`RetrainError::Held`] while another run is under way.
 pub async fn try_checkpoint(config: &Config, folder: &Path, origin: Origin) -> Result<Tried, RetrainError> {
     config.check_retrain()?;
-    let job = Job::connect(config).await?;
+    let job = Job::connect(config).boxed_local().await?;
     let tried = job.claim_and(RunKind::Trial, std::future::pending(), async |claimed, champion, watch| {
         let (lease, run) = (&claimed.lease, claimed.lease.run);
         let files = job.publisher.registry.version(champion).await?;
@@ -50,10 +51,11 @@ pub async fn try_checkpoint(config: &Config, folder: &Path, origin: Origin) -> R
         let scale = scale(&files.folder)?;
         let selection = select::select(&job.store, &marks, &scale, &settings).await?;
         let usual = config.labels.conversation();
-        let dataset =
-            job.preparation(lease, scale, &usual).dataset(&champion.version, &selection, watch).await?;
-        let judgement =
-            watch.unless_stopped(job.judge().judge(&files.folder, folder, &dataset, watch)).await?;
+        let preparation = job.preparation(lease, scale, &usual);
+        let dataset = preparation.dataset(&champion.version, &selection, watch).boxed_local().await?;
+        let judge = job.judge();
+        let judging = judge.judge(&files.folder, folder, &dataset, watch);
+        let judgement = watch.unless_stopped(judging.boxed_local()).await?;
         let page = job.report(run, &judgement, &dataset).await?;
         let mut metrics = shown_metrics(&judgement);
         metrics.extend(origin.metrics.clone().unwrap_or_default());
@@ -77,7 +79,7 @@ pub async fn try_checkpoint(config: &Config, folder: &Path, origin: Origin) -> R
             report,
         })
     });
-    let tried = tried.await;
+    let tried = tried.boxed_local().await;
     job.store.close().await;
     tried?.map_err(RetrainError::Held)
 }

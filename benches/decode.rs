@@ -18,7 +18,6 @@ use roc4mllm::model::{
     config::{AbstractorConfig, LanguageConfig, ModelConfig, SpecialTokens, VisionConfig},
     decode::{EmbeddedPrompt, Generated, GreedyOptions, Verifier, generate},
     device::{has_bf16_instructions, use_threads},
-    family::Family,
     mplug_owl2::MplugOwl2,
     parameters::Parameters,
 };

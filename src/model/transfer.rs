@@ -35,6 +35,11 @@ pub fn upload(values: &[i64], device: Device) -> Result<Tensor, TchError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::{
+        ffi::OsStr,
+        fs,
+        path::{Path, PathBuf},
+    };
 
     #[test]
     fn numbers_come_back_as_they_are_and_are_counted() {
@@ -44,5 +49,37 @@ mod tests {
         let turned = Tensor::from_slice(&[1.5_f32, -0.25, 3.0, 4.0]).view([2, 2]).tr();
         assert_eq!(read_back(&turned.to_kind(Kind::BFloat16)).unwrap(), [1.5, 3.0, -0.25, 4.0]);
         assert_eq!(read_backs() - before, 2);
+    }
+
+    /// Whatever a pass goes through waits for the device in [`read_back`] or not at all.
+    #[test]
+    fn nothing_else_in_a_pass_waits_for_the_device() {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/model");
+        let mut files: Vec<PathBuf> = ["attention.rs", "kv_cache.rs", "layers.rs", "rope.rs", "scorer.rs"]
+            .map(|name| model.join(name))
+            .into();
+        for folder in ["decode", "mplug_owl2"] {
+            files.extend(fs::read_dir(model.join(folder)).unwrap().map(|entry| entry.unwrap().path()));
+        }
+        let tests: &OsStr = "tests.rs".as_ref();
+        files.retain(|path| path.file_name() != Some(tests));
+        assert!(files.len() > 12, "{files:?}");
+        for path in files {
+            let text = fs::read_to_string(&path).unwrap();
+            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+            // Each of these turns a tensor into numbers of the processor's.
+            for waiting in [
+                "_value(",
+                "copy_data",
+                "Vec::try_from",
+                "Vec::<",
+                "f64::try_from",
+                "to_device(Device::Cpu",
+                "to_device(tch::Device::Cpu",
+                "is_nonzero",
+            ] {
+                assert!(!code.contains(waiting), "{}: `{waiting}` in a pass", path.display());
+            }
+        }
     }
 }

@@ -4,6 +4,7 @@ use crate::model::{
     error::ModelError,
     layers::{Linear, rms_normalize},
     parameters::Scope,
+    transfer::upload,
 };
 use std::ops::Range;
 use tch::{Device, TchError, Tensor};
@@ -62,7 +63,7 @@ impl Segments {
         let behind_text = text.len() as i64;
         let order: Vec<i64> =
             place.into_iter().map(|(image, index)| if image { behind_text + index } else { index }).collect();
-        let on_device = |indices: &[i64]| Tensor::f_from_slice(indices)?.f_to_device(device);
+        let on_device = |indices: &[i64]| upload(indices, device);
         Ok(Self::Scattered { text: on_device(&text)?, image: on_device(&image)?, order: on_device(&order)? })
     }
 

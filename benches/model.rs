@@ -3,6 +3,8 @@
 //!
 //! Two layers of each part stand for all of them: every layer does the same work, and what is left
 //! out (the patch embedding counts, the vocabulary does not) is a few percent of the whole.
+//!
+//! `cargo bench --bench model -- peak` and `-- w8a8` measure a part alone.
 
 mod support {
     pub mod peak;
@@ -21,9 +23,8 @@ use roc4mllm::{
     },
     plan::work::VisionWork,
 };
-use std::time::Instant;
 use support::{
-    peak::{Peak, RUNS, language_work},
+    peak::{Peak, RUNS, clock, language_work},
     results::{Entry, record},
     timing::interleaved,
 };
@@ -35,6 +36,12 @@ const TEXT: i64 = 64;
 
 fn main() {
     let _no_grad = tch::no_grad_guard();
+    if wanted("w8a8") {
+        compare_quantized();
+    }
+    if !wanted("peak") {
+        return;
+    }
     for (kind, peak) in Peak::of_each_type() {
         let network = network(kind, Quantize::None);
         for batch in [1, 4] {
@@ -48,7 +55,12 @@ fn main() {
             peak.compare(&name("language", &peak, batch), "language", batch, work, run);
         }
     }
-    compare_quantized();
+}
+
+/// Whether a part was asked for by its name on the command line, or none was.
+fn wanted(part: &str) -> bool {
+    let mut names = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).peekable();
+    names.peek().is_none() || names.any(|name| name == part)
 }
 
 /// Both parts with weights and activations in bytes, beside bf16: the same images, the same prompt.
@@ -57,15 +69,16 @@ fn compare_quantized() {
         println!("w8a8: not measured, since this processor has no bf16 instructions to compare with");
         return;
     }
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
     let networks = [Quantize::None, Quantize::W8a8].map(|quantize| network(Kind::BFloat16, quantize));
     for batch in [1, 4] {
         let pixels = pixels(batch, Kind::BFloat16);
         let embeddings = embeddings(&networks[0], batch, Kind::BFloat16);
         let [bf16, w8a8] = &networks;
         let see = |network: &MplugOwl2| drop(network.vision().forward(&pixels).expect("a forward pass"));
-        let start = Instant::now();
         let times = interleaved(
-            || start.elapsed(),
+            clock(threads),
             RUNS,
             &mut [&mut || see(bf16), &mut || see(w8a8), &mut || read(bf16, &embeddings), &mut || {
                 read(w8a8, &embeddings)
@@ -84,7 +97,7 @@ fn compare_quantized() {
                 name: &name,
                 value: w8a8,
                 unit: "ms",
-                against: "the same layers in bf16",
+                against: &format!("the same layers in bf16, {threads} threads"),
                 against_value: bf16,
                 ratio: bf16 / w8a8,
                 runs: RUNS,

@@ -8,7 +8,7 @@ use roc4mllm::{
     model::config::LanguageConfig,
     plan::work::{LanguagePass, LanguageWork},
 };
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
 
 pub const RUNS: usize = 5;
@@ -54,8 +54,7 @@ impl Peak {
         let mut multiplications: Vec<_> = self.operands.iter().map(|(a, b)| || drop(a.mm(b))).collect();
         let mut contenders: Vec<&mut dyn FnMut()> = vec![&mut run];
         contenders.extend(multiplications.iter_mut().map(|run| run as &mut dyn FnMut()));
-        let start = Instant::now();
-        let times = interleaved(|| start.elapsed(), RUNS, &mut contenders);
+        let times = interleaved(clock(self.threads), RUNS, &mut contenders);
         let seconds = times[0].as_secs_f64();
         let rate = work / seconds / 1e9;
         let (fastest, [m, n, k]) = times[1..]
@@ -110,6 +109,22 @@ fn worthwhile(kind: Kind, dtype: &str, threads: usize) -> bool {
         println!("{dtype}: multiplied at {ratio:.3} of f32's speed here; the model is not measured in it");
     }
     ratio >= WORTHWHILE
+}
+
+/// What the work of `threads` threads is timed by. That of one, this one, is its processor's time, which
+/// other programs on the machine cannot stretch: `taskset -c 0` measures on a busy machine.
+pub fn clock(threads: usize) -> impl Fn() -> Duration {
+    let start = Instant::now();
+    move || if threads == 1 { thread_time() } else { start.elapsed() }
+}
+
+/// Processor time of the calling thread.
+fn thread_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a valid place for the answer.
+    let status = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    assert_eq!(status, 0, "this system has no processor time of a thread");
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// Floating-point operations of all layers of a language model over `positions` positions of each of

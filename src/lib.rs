@@ -45,7 +45,8 @@
 //! - [`record`]: the formats on the wire, pure.
 //! - [`labels`]: what people said of photos, in every format that it comes in; pure.
 //! - [`object`], [`score`], [`fault`], [`secret`], [`retry`]: the words all of them share.
-//! - [`config`], [`telemetry`], [`http`]: what an operator sees.
+//! - [`config`], [`telemetry`], [`http`]: what an operator sees; [`page`] in a browser.
+//! - [`scoring_api`]: one image over HTTP, past Kafka and Postgres.
 //! - [`failpoint`]: where the fault tests make a process die on purpose; nothing outside them.
 //! - `dev` (feature `dev`): the embedded Kafka, S3 and Postgres of the demo and the tests.
 
@@ -67,6 +68,7 @@ pub mod labels_command;
 pub mod model;
 pub mod models_command;
 pub mod object;
+pub mod page;
 pub mod pipeline;
 pub mod quarantine;
 pub mod record;
@@ -76,6 +78,7 @@ pub mod report;
 pub mod retry;
 pub mod score;
 pub mod score_command;
+pub mod scoring_api;
 pub mod secret;
 pub mod serving;
 pub mod split;

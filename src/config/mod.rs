@@ -98,6 +98,9 @@ impl Config {
         if let Err((key, reason)) = self.labels.check() {
             return invalid(key, reason);
         }
+        if let Err((key, reason)) = self.http.check() {
+            return invalid(key, reason);
+        }
         crate::telemetry::logs::parse_filter(&self.telemetry.log_level)
             .map(drop)
             .map_err(|error| ConfigError::invalid("telemetry.log_level", &error.to_string()))

@@ -4,6 +4,10 @@
 mod engine;
 #[path = "worker/hold.rs"]
 mod hold;
+#[path = "worker/page.rs"]
+mod page;
+#[path = "worker/scoring_api.rs"]
+mod scoring_api;
 mod support;
 #[path = "worker/switch/mod.rs"]
 mod switch;

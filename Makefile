@@ -28,6 +28,10 @@ demo: ## Score photographs through Kafka, S3 and Postgres (PHOTOS=DIR: your own;
 	@scripts/setup.sh build postgres $(if $(PHOTOS),,photos) $(if $(filter apache,$(KAFKA)),kafka)
 	@cargo run --bin roc4mllm -- demo --kafka $(KAFKA) $(if $(PHOTOS),--photos "$(PHOTOS)") $(ARGS)
 
+.PHONY: demo-serve
+demo-serve: ## The demo, kept running at http://127.0.0.1:8080/ (page, labelling, scoring API) until Ctrl-C
+	@$(MAKE) demo ARGS="--serve --pace 5 --listen 127.0.0.1:8080 $(ARGS)"
+
 .PHONY: test
 test: setup ## Lint, then run every test (ALLOW_SKIP=1: skipped tests are no failure)
 	@scripts/lint.sh
@@ -44,6 +48,12 @@ chart-test: ## Test the Helm chart: render, validate, change each value, fire ea
 chart-docs: ## Write the chart's schema and its table of values anew, after a change of values.yaml
 	@scripts/setup.sh chart
 	@python3 scripts/chart_docs.py
+
+.PHONY: page-test
+page-test: ## Drive the page in a headless Chromium, and the scoring API with schemathesis (SCREENSHOTS=1: write docs/images)
+	@scripts/setup.sh build postgres photos web
+	@ROC4MLLM_SCREENSHOTS="$(if $(filter 1,$(SCREENSHOTS)),$(CURDIR)/docs/images)" \
+		cargo test --locked --test page_browser --test worker -- --nocapture browser page:: scoring_api::
 
 .PHONY: chaos
 chaos: ## Break everything once, and look for what was lost or doubled (ROWS=1,8 SEEDS=3 BREAK=RULE LANES=2)

@@ -8,6 +8,7 @@
 #   tools     linters
 #   chart     Helm, promtool, schemas and a policy scanner, for charts/
 #   bench     Python packages of what the benchmarks compare with
+#   web       a headless Chromium, and what drives it and the scoring API in tests
 #   pip       what fetching wheels takes; every other part includes it
 # Only what is missing is touched, so a second run takes a moment.
 set -euo pipefail
@@ -15,13 +16,13 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 deps=$PWD/.deps
 parts=("$@")
-((${#parts[@]})) || parts=(build postgres photos kafka pgbouncer tools chart)
+((${#parts[@]})) || parts=(build postgres photos kafka pgbouncer tools chart web)
 
 for part in "${parts[@]}"; do
     case $part in
-    build | postgres | photos | kafka | pgbouncer | tools | chart | bench | pip) ;;
+    build | postgres | photos | kafka | pgbouncer | tools | chart | bench | web | pip) ;;
     *)
-        echo "setup: there is no part '$part'; the parts are build, postgres, photos, kafka, pgbouncer, tools, chart, bench and pip" >&2
+        echo "setup: there is no part '$part'; the parts are build, postgres, photos, kafka, pgbouncer, tools, chart, bench, web and pip" >&2
         exit 2
         ;;
     esac
@@ -90,6 +91,15 @@ has_postgres() {
 
 has_pgbouncer() {
     command -v pgbouncer >/dev/null || [[ -x /usr/sbin/pgbouncer ]]
+}
+
+has_chromium() {
+    local name
+    [[ -n ${CHROMIUM:-} ]] && return 0
+    for name in chromium-headless-shell chromium google-chrome google-chrome-stable; do
+        command -v "$name" >/dev/null && return 0
+    done
+    return 1
 }
 
 has_pip() {
@@ -192,6 +202,21 @@ fi
 if wants kafka; then
     scripts/kafka.sh ||
         echo "setup: WARNING: no Apache Kafka broker; tests that need one will fail, or be skipped and counted with ALLOW_SKIP=1" >&2
+fi
+if wants web; then
+    # Debian has both names; Ubuntu's package by the second one only points at a snap, which needs a running snapd.
+    if ! has_chromium && can_be_root && command -v apt-get >/dev/null; then
+        (refresh_lists) || true
+        echo "setup: installing a headless Chromium"
+        for name in chromium-headless-shell chromium; do
+            as_root env DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --quiet --no-install-recommends \
+                -o DPkg::Lock::Timeout=120 -o Dpkg::Use-Pty=0 "$name" </dev/null >/dev/null 2>&1 && break
+        done
+    fi
+    has_chromium ||
+        echo "setup: WARNING: no Chromium; name one in CHROMIUM. Tests of the page will fail, or be skipped and counted with ALLOW_SKIP=1" >&2
+    python3 scripts/web.py "$deps/web" ||
+        echo "setup: WARNING: no playwright and schemathesis; tests that need them will fail, or be skipped and counted with ALLOW_SKIP=1" >&2
 fi
 if wants tools; then
     python3 scripts/tools.py "$deps/tools" ||

@@ -49,7 +49,8 @@
 //! - [`labels`]: what people said of photos, in every format that it comes in; pure.
 //! - [`plan`]: what an image costs and what a device makes of it, by arithmetic alone.
 //! - [`object`], [`score`], [`fault`], [`secret`], [`retry`]: the words all of them share.
-//! - [`config`], [`telemetry`], [`http`]: what an operator sees.
+//! - [`config`], [`telemetry`], [`http`]: what an operator sees; [`page`] in a browser.
+//! - [`scoring_api`]: one image over HTTP, past Kafka and Postgres.
 //! - [`failpoint`]: where the fault tests make a process die on purpose; nothing outside them.
 //! - `dev` (feature `dev`): the embedded Kafka, S3 and Postgres of the demo and the tests.
 
@@ -71,6 +72,7 @@ pub mod labels_command;
 pub mod model;
 pub mod models_command;
 pub mod object;
+pub mod page;
 pub mod pipeline;
 pub mod plan;
 pub mod quarantine;
@@ -82,6 +84,7 @@ pub mod retrain;
 pub mod retry;
 pub mod score;
 pub mod score_command;
+pub mod scoring_api;
 pub mod secret;
 pub mod serving;
 pub mod split;

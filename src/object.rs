@@ -119,6 +119,19 @@ impl ScoreId {
         Self::from_parts(&["position", topic, &partition.to_string(), &offset.to_string(), &item.to_string()])
     }
 
+    /// The id of an image that was sent rather than named: of its bytes.
+    pub fn of_content(content: &[u8], model: &ModelVersion) -> Self {
+        let digest: [u8; 32] = Sha256::digest(content).into();
+        let hexadecimal: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        Self::from_parts(&[
+            "content",
+            &hexadecimal,
+            &model.model,
+            &model.version,
+            &model.preprocess_revision.to_string(),
+        ])
+    }
+
     fn from_parts(parts: &[&str]) -> Self {
         let mut hasher = Sha256::new();
         for part in parts {
@@ -169,6 +182,15 @@ mod tests {
         // The event of a removal may or may not repeat what the object was.
         assert_eq!(ScoreId::of_removal(&bare, &model()), ScoreId::of_removal(&etag, &model()));
         assert_ne!(ScoreId::of_removal(&bare, &model()), ScoreId::of_removal(&version, &model()));
+    }
+
+    #[test]
+    fn content_counts_whatever_it_is_called() {
+        let id = ScoreId::of_content(b"jpeg", &model());
+        assert_eq!(id, ScoreId::of_content(b"jpeg", &model()));
+        assert_ne!(id, ScoreId::of_content(b"jpeg2", &model()));
+        let newer = ModelVersion { version: "w".into(), ..model() };
+        assert_ne!(id, ScoreId::of_content(b"jpeg", &newer));
     }
 
     #[test]

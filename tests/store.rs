@@ -7,7 +7,7 @@ use roc4mllm::retry::RetrySettings;
 use roc4mllm::score::{Answer, DecodeKind, ItemStatus, ModelVersion, ScoreValue};
 use roc4mllm::secret::Secret;
 use roc4mllm::store::{
-    Cursor, KnownAnswer, PAIRS_KEPT, PostgresSettings, ScoreRow, ShadowPair, ShadowSums, SourcePosition,
+    Cursor, KnownAnswer, Order, PAIRS_KEPT, PostgresSettings, ScoreRow, ShadowPair, ShadowSums, SourcePosition,
     Store, StoreError, StoredScore, WriteRequest, write_batches,
 };
 use sqlx::{Connection, PgConnection};
@@ -682,4 +682,64 @@ async fn the_agreement_of_a_shadow_is_summed_over_workers_and_sampled() {
     lowest.truncate(PAIRS_KEPT as usize);
     assert_eq!(record.sample, lowest);
     assert!(store.shadow_records("nobody").await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_tally_counts_every_row_once_and_says_when_it_scales_up() {
+    let Fixture { store, database, .. } = fixture().await;
+    let scores = [-3.0, 1.0, 1.2, 5.5, 9.99, 10.0, 12.0];
+    let mut rows: Vec<ScoreRow> =
+        scores.iter().map(|score| scored(new_id(), &format!("{score}.jpg"), *score)).collect();
+    let error = ItemError::new(ErrorCode::Unsupported, Stage::Decode, "no image");
+    for status in [ItemStatus::Rejected, ItemStatus::Dead, ItemStatus::Gone] {
+        let object = Some(object("x.jpg", None));
+        rows.push(ScoreRow::unscored(new_id(), object, &model(), status, Some(error.clone()), None));
+    }
+    store.upsert(&rows).await.unwrap();
+    let tally = store.tally((1.0, 10.0), 9, 1_000).await.unwrap();
+    let statuses: Vec<_> = tally.statuses.iter().map(|(status, count)| (*status, *count)).collect();
+    assert_eq!(statuses, [("dead", 1), ("gone", 1), ("rejected", 1), ("scored", 7)]);
+    assert_eq!(tally.errors.into_iter().collect::<Vec<_>>(), [("unsupported".to_owned(), 2)]);
+    let version = &tally.versions["sha256:0"];
+    // A score beyond an end counts in the last bin before it.
+    assert_eq!(version.bins, [3, 0, 0, 0, 1, 0, 0, 0, 3]);
+    assert_eq!((version.scored, version.sum), (7, scores.iter().sum::<f64>()));
+    assert!(!tally.sampled);
+
+    // Removed objects are counted and not shown.
+    let best = store.shown_scores(Order::Best, 2).await.unwrap();
+    assert_eq!(best.iter().map(|one| one.score).collect::<Vec<_>>(), [12.0, 10.0]);
+    let removed = object("12.jpg", Some("F"));
+    let removal = ScoreRow::unscored(new_id(), Some(removed), &model(), ItemStatus::Deleted, None, None);
+    store.upsert(&[removal]).await.unwrap();
+    assert_eq!(store.tally((1.0, 10.0), 9, 1_000).await.unwrap().removed, 1);
+    assert_eq!(store.shown_scores(Order::Best, 1).await.unwrap()[0].score, 10.0);
+    assert_eq!(store.scored_object(best[0].id).await.unwrap(), None);
+    let shown = store.scored_object(best[1].id).await.unwrap().unwrap();
+    assert_eq!((shown.key.as_str(), shown.etag.as_deref()), ("10.jpg", Some("e")));
+    assert_eq!(store.shown_failures(10).await.unwrap().len(), 2);
+
+    let mut connection = PgConnection::connect(database.url()).await.unwrap();
+    sqlx::query("ANALYZE scores").execute(&mut connection).await.unwrap();
+    assert!(store.tally((1.0, 10.0), 9, 2).await.unwrap().sampled);
+}
+
+#[tokio::test]
+async fn the_history_of_retraining_shows_what_the_table_has() {
+    let Fixture { store, database, .. } = fixture().await;
+    let mut connection = PgConnection::connect(database.url()).await.unwrap();
+    sqlx::query("DROP TABLE IF EXISTS retrain_runs").execute(&mut connection).await.unwrap();
+    assert_eq!(store.retrain_history(5).await.unwrap(), None);
+    assert_eq!(store.retrain_report(1).await.unwrap(), None);
+    let table =
+        "CREATE TABLE retrain_runs (id bigint, lease_token text, started_at timestamptz, report text)";
+    sqlx::query(table).execute(&mut connection).await.unwrap();
+    let rows = "INSERT INTO retrain_runs VALUES (1, 'secret', now() - interval '1 day', 's3://m/a/report.html'), \
+                (2, 'secret', now(), NULL)";
+    sqlx::query(rows).execute(&mut connection).await.unwrap();
+    let runs = store.retrain_history(5).await.unwrap().unwrap();
+    assert_eq!(runs.iter().map(|run| run["id"].as_i64()).collect::<Vec<_>>(), [Some(2), Some(1)]);
+    assert!(!format!("{runs:?}").contains("secret"), "{runs:?}");
+    assert_eq!(store.retrain_report(1).await.unwrap().as_deref(), Some("s3://m/a/report.html"));
+    assert_eq!(store.retrain_report(2).await.unwrap(), None);
 }

@@ -6,10 +6,14 @@ mod engine;
 mod hold;
 #[path = "worker/observability.rs"]
 mod observability;
+#[path = "worker/page.rs"]
+mod page;
 #[path = "worker/retrain_loop.rs"]
 mod retrain_loop;
 #[path = "worker/reuse.rs"]
 mod reuse;
+#[path = "worker/scoring_api.rs"]
+mod scoring_api;
 mod support;
 #[path = "worker/switch/mod.rs"]
 mod switch;

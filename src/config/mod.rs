@@ -108,6 +108,9 @@ impl Config {
         if let Err((key, reason)) = self.labels.check() {
             return invalid(key, reason);
         }
+        if let Err((key, reason)) = self.http.check() {
+            return invalid(key, reason);
+        }
         self.telemetry.check().map_err(|(key, reason)| ConfigError::invalid(key, &reason))
     }
 

@@ -22,7 +22,8 @@ pub use mock_kafka::MockKafka;
 pub use postgres::Postgres;
 pub use s3::{Fault, S3Server};
 pub use test_servers::{
-    TestDatabase, TestKafka, TestS3, client as s3_client, lacks_kafka, put as s3_put, skip_without_kafka,
+    TestDatabase, TestKafka, TestS3, client as s3_client, lacks_kafka, put as s3_put, skip_without,
+    skip_without_kafka,
 };
 
 use std::io;

@@ -161,9 +161,28 @@ pub fn skip_without_kafka() -> bool {
         return false;
     }
     let libraries = ApacheKafka::default_libraries();
+    note_skip(&format!("no Apache Kafka in {}", libraries.display()));
+    true
+}
+
+/// Whether the calling test is to leave it at that, because `tool` is not there and `ALLOW_SKIP=1` says to go
+/// on without. The skip is put down as [`skip_without_kafka`] does.
+///
+/// # Panics
+/// Where the tool is not there and `ALLOW_SKIP` is not set.
+pub fn skip_without(tool: &str, is_there: bool) -> bool {
+    if is_there {
+        return false;
+    }
+    let allowed = std::env::var("ALLOW_SKIP").is_ok_and(|value| value == "1");
+    assert!(allowed, "{tool} is not there; run `make setup`, or set ALLOW_SKIP=1 to go on without");
+    note_skip(&format!("no {tool}"));
+    true
+}
+
+fn note_skip(reason: &str) {
     let current = thread::current();
-    let line =
-        format!("{}: no Apache Kafka in {}\n", current.name().unwrap_or("a test"), libraries.display());
+    let line = format!("{}: {reason}\n", current.name().unwrap_or("a test"));
     let noted = configured("ROC4MLLM_SKIPPED").map(|path| {
         let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
         std::io::Write::write_all(&mut file, line.as_bytes())
@@ -171,7 +190,6 @@ pub fn skip_without_kafka() -> bool {
     if !matches!(noted, Some(Ok(()))) {
         eprint!("skipped {line}");
     }
-    true
 }
 
 /// A bucket of its own in an S3 server.

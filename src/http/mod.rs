@@ -1,8 +1,14 @@
-//! The worker's own HTTP server: start, liveness, readiness, metrics.
+//! The worker's own HTTP server: start, liveness, readiness, metrics, and the routes that other parts add.
 
+pub mod answer;
+pub mod body;
 mod listen;
+mod settings;
+pub mod token;
 
+pub use answer::Problem;
 pub use listen::Listen;
+pub use settings::{HttpSettings, PageSettings, ScoringApiSettings};
 
 use crate::telemetry::metrics::Metrics;
 use axum::{
@@ -12,27 +18,12 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
-use serde::{Deserialize, Serialize};
 use std::{
     future::Future,
     net::SocketAddr,
     sync::{Arc, Mutex},
 };
 use tokio::{net::TcpListener, task::JoinHandle};
-
-/// The `http` section.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct HttpSettings {
-    /// Where `/healthz`, `/readyz` and `/metrics` are served; `:8080` means every address.
-    pub listen: Listen,
-}
-
-impl Default for HttpSettings {
-    fn default() -> Self {
-        Self { listen: Listen::any(8080) }
-    }
-}
 
 /// A reason not to be ready or alive, or none.
 pub type Check = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
@@ -64,18 +55,21 @@ impl ProbeSlot {
         *self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(Arc::new(probes));
     }
 
-    fn get(&self) -> Option<Arc<Probes>> {
+    /// `None` while the worker starts.
+    pub fn get(&self) -> Option<Arc<Probes>> {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
     }
 }
 
-/// Serves until `shutdown` resolves. Returns the bound address and the server's task.
+/// Serves the probes, and `routes` beside them, until `shutdown` resolves. Returns the bound address and
+/// the server's task.
 ///
 /// # Errors
 /// [`ListenError`] when no address of `listen` can be bound.
 pub async fn serve(
     listen: Listen,
     probes: ProbeSlot,
+    routes: Router,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(SocketAddr, JoinHandle<()>), ListenError> {
     let failed =
@@ -87,7 +81,8 @@ pub async fn serve(
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
-        .with_state(probes);
+        .with_state(probes)
+        .merge(routes);
     let task = tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(shutdown).await {
             tracing::error!(%error, "the HTTP server stopped");
@@ -150,7 +145,8 @@ mod tests {
     async fn ready_only_once_the_worker_says_so() {
         let slot = ProbeSlot::default();
         let listen = "127.0.0.1:0".parse().unwrap();
-        let (address, _task) = serve(listen, slot.clone(), std::future::pending()).await.unwrap();
+        let (address, _task) =
+            serve(listen, slot.clone(), Router::new(), std::future::pending()).await.unwrap();
         assert!(get(address, "/healthz").await.starts_with("HTTP/1.1 200"));
         assert!(get(address, "/startupz").await.starts_with("HTTP/1.1 503"));
         assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 503"));
@@ -169,7 +165,8 @@ mod tests {
     async fn a_taken_port_is_named() {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let listen: Listen = taken.local_addr().unwrap().to_string().parse().unwrap();
-        let error = serve(listen, ProbeSlot::default(), std::future::pending()).await.unwrap_err();
+        let error =
+            serve(listen, ProbeSlot::default(), Router::new(), std::future::pending()).await.unwrap_err();
         assert!(error.to_string().contains("http.listen"), "{error}");
     }
 }

@@ -44,7 +44,8 @@ pub struct OutputRecord {
     /// Tries it took, the last one included.
     pub attempts: u32,
     pub error: Option<ItemError>,
-    pub source: Position,
+    /// `None` for an item that came over HTTP.
+    pub source: Option<Position>,
     #[serde(with = "millisecond_rfc3339")]
     pub scored_at: OffsetDateTime,
 }
@@ -59,7 +60,7 @@ impl OutputRecord {
         status: ItemStatus,
         object: Option<&ObjectRef>,
         model: &ModelVersion,
-        source: Position,
+        source: impl Into<Option<Position>>,
         scored_at: OffsetDateTime,
     ) -> Self {
         Self {
@@ -84,7 +85,7 @@ impl OutputRecord {
             reused: false,
             attempts: 1,
             error: None,
-            source,
+            source: source.into(),
             scored_at,
         }
     }

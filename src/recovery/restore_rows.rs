@@ -6,6 +6,7 @@ use crate::config::Config;
 use crate::fault::Disposition;
 use crate::kafka::reader::{ReadRecord, Start, TopicReader, spans};
 use crate::object::{ObjectRef, ScoreId};
+use crate::record::Position;
 use crate::record::output::OutputRecord;
 use crate::retry::{RetrySettings, retry};
 use crate::score::ItemStatus;
@@ -153,12 +154,12 @@ fn row_of(payload: Option<&[u8]>) -> Result<ScoreRow, String> {
         size: output.size,
         sequencer: output.sequencer,
     });
-    let source = SourcePosition {
-        topic: output.source.topic,
-        partition: output.source.partition,
-        offset: output.source.offset,
-        item: output.source.item,
-    };
+    let source = output.source.map(|Position { topic, partition, offset, item }| SourcePosition {
+        topic,
+        partition,
+        offset,
+        item,
+    });
     Ok(ScoreRow {
         id: output.id,
         object,
@@ -173,7 +174,7 @@ fn row_of(payload: Option<&[u8]>) -> Result<ScoreRow, String> {
         content: None,
         preprocess_revision: Some(output.preprocess_rev),
         scored_at: output.scored_at,
-        source: Some(source),
+        source,
     })
 }
 

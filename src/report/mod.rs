@@ -11,6 +11,7 @@ mod shell;
 mod statistics;
 
 pub use gallery::{Entry, EntryScore, ReportMeta, write};
+pub use shell::STYLE;
 
 use std::{
     fs::{self, File},

@@ -11,7 +11,7 @@ use std::{
 use time::{OffsetDateTime, macros::format_description};
 
 /// Styles that all pages have in common; a page's own come behind them.
-const STYLE: &str = include_str!("style.css");
+pub const STYLE: &str = include_str!("style.css");
 
 /// The inline texts of a page, and what it is called.
 pub struct Shell<'a> {

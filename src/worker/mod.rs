@@ -18,7 +18,9 @@ use crate::{
     kafka::{self, Connection, KafkaStats, Stalled},
     labels::Vote,
     object::{ContentKey, ScoreId},
+    page::{self, Page},
     pipeline::{self, Admission, Hold, Parts, Pipeline, Reuse, Routes, Voting},
+    scoring_api::{self, ScoringApi},
     serving::Models,
     store::{self, ScoreRow, Store},
     telemetry::{metrics::Metrics, traces::Traces},
@@ -88,16 +90,17 @@ async fn work(
     source: Source<'_>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), WorkerError> {
-    let votes = match &config.kafka.labels_topic {
-        Some(topic) => Some((Arc::<str>::from(topic.as_str()), config.label_scale()?)),
-        None => None,
-    };
+    let scale = config.label_scale()?;
+    let votes = config.kafka.labels_topic.as_deref().map(|topic| (Arc::<str>::from(topic), scale));
     let metrics = Metrics::new();
     let traces = Traces::start(&config.telemetry, tokio::runtime::Handle::current())?;
     let probes = ProbeSlot::default();
+    let page = Page::new(&config.http.page, probes.clone());
+    let scoring_api = ScoringApi::new(&config.http.score);
+    let routes = page.routes().merge(scoring_api.routes());
     let stop_http = CancellationToken::new();
     let (address, _server) =
-        http::serve(config.http.listen, probes.clone(), stop_http.clone().cancelled_owned()).await?;
+        http::serve(config.http.listen, probes.clone(), routes, stop_http.clone().cancelled_owned()).await?;
     tracing::info!(%address, "probes and metrics are served");
 
     let mut shutdown = pin!(shutdown);
@@ -213,6 +216,22 @@ async fn work(
         config.telemetry.refresh_interval(),
     ));
     metrics.sample(samples::reuse(reuse.as_ref()));
+    let requests = scoring_api::Parts {
+        models: Arc::clone(&models),
+        fetcher: fetcher.clone(),
+        store: store.clone(),
+        buckets: config.s3.buckets.clone(),
+        retry: config.retry.clone(),
+        max_image_bytes: config.image.max_bytes,
+    };
+    scoring_api.open(requests, &metrics);
+    page.open(page::Parts {
+        postgres: config.postgres.clone(),
+        fetcher: fetcher.clone(),
+        buckets: config.s3.buckets.clone(),
+        scale,
+        images: config.image.clone(),
+    })?;
     probes.set(checks(&metrics, &stats, &ledger, Arc::clone(&models), hold));
     tracing::info!(topics = ?config.kafka.consumed_topics().collect::<Vec<_>>(), group = config.kafka.group, "consuming");
 

@@ -40,6 +40,39 @@ pub struct Stack {
     producer: FutureProducer,
 }
 
+/// What a worker answered.
+pub struct Answer {
+    pub status: u16,
+    /// Header lines, names in lower case.
+    pub headers: String,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("{error}: {:?}", String::from_utf8_lossy(&self.body)))
+    }
+}
+
+/// One request on a connection of its own; `headers` end in line breaks each.
+pub async fn exchange(address: SocketAddr, method: &str, path: &str, headers: &str, body: &[u8]) -> Answer {
+    let mut stream = tokio::net::TcpStream::connect(address).await.expect("the worker listens");
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: worker\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await.expect("a request");
+    stream.write_all(body).await.expect("a body");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.expect("an answer");
+    let end = answer.windows(4).position(|window| window == b"\r\n\r\n").expect("the end of the headers");
+    let head = String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase();
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+    assert!(!head.contains("transfer-encoding"), "{head}");
+    Answer { status, headers: head, body: answer[end + 4..].to_vec() }
+}
+
 /// A row of `scores`, as far as the tests look.
 pub struct Row {
     pub status: String,
@@ -62,7 +95,16 @@ impl DeadLetter {
 
 impl Stack {
     pub async fn start(partitions: i32) -> Self {
-        let kafka = TestKafka::real().await.expect("a real Kafka");
+        Self::on(TestKafka::real().await.expect("a real Kafka"), partitions).await
+    }
+
+    /// On a Kafka that honours no transactions, for what is not about Kafka: workers need
+    /// `kafka.delivery = "at_least_once"`.
+    pub async fn light(partitions: i32) -> Self {
+        Self::on(TestKafka::light().expect("a Kafka"), partitions).await
+    }
+
+    async fn on(kafka: TestKafka, partitions: i32) -> Self {
         let s3 = TestS3::create().await.expect("an S3 server");
         let database = TestDatabase::create().await.expect("a Postgres");
         let input = kafka.create_topic("uploads", partitions).await.expect("a topic");
@@ -431,6 +473,11 @@ impl Worker {
 
     fn take_log(&mut self) -> String {
         self.log.take().and_then(|log| log.join().ok()).unwrap_or_default()
+    }
+
+    /// Where it answers HTTP.
+    pub fn http(&self) -> SocketAddr {
+        self.http
     }
 
     pub async fn wait_until_ready(&self, within: Duration) {

@@ -15,21 +15,24 @@ mod servers;
 pub use error::DemoError;
 
 use crate::{
+    config::Config,
     model::{
         config::ModelConfig,
         device::{Device, Dtype},
     },
     score_command::progress::Progress,
-    store::Store,
+    store::{PostgresSettings, Store},
     worker,
 };
 use clap::{Args, ValueEnum};
 use outputs::OutputReader;
 use photos::Found;
+use scoring::Scoring;
 use servers::Servers;
 use std::{
     future::Future,
     io::Write,
+    net::SocketAddr,
     path::{Path, PathBuf},
     pin::{Pin, pin},
 };
@@ -67,6 +70,18 @@ pub struct DemoArgs {
     /// Where the HTML gallery is written
     #[arg(long, value_name = "FILE.html", default_value = "target/demo/report.html")]
     pub report: PathBuf,
+
+    /// Keep everything running until interrupted, with votes and the scoring API switched on
+    #[arg(long)]
+    pub serve: bool,
+
+    /// Upload at most this many photos a second, so that there is something to watch
+    #[arg(long, value_name = "NUMBER", value_parser = pace)]
+    pub pace: Option<f64>,
+
+    /// Where the worker's page and metrics are served; left out, at a free port of this machine
+    #[arg(long, value_name = "HOST:PORT")]
+    pub listen: Option<SocketAddr>,
 
     /// Also write the rows read back from Postgres, one JSON object a line
     #[arg(long, value_name = "FILE.jsonl")]
@@ -115,7 +130,7 @@ pub async fn run(
     }
     say(out, &format!("{} in {}", count(found.photos.len(), "image"), folder.display()))?;
     let servers = {
-        let mut starting = pin!(Servers::start(args.kafka));
+        let mut starting = pin!(Servers::start(args.kafka, args.listen));
         tokio::select! {
             servers = &mut starting => servers?,
             () = &mut interrupted => {
@@ -147,11 +162,14 @@ impl Demo<'_> {
         &self,
         found: Found,
         out: &mut dyn Write,
-        interrupted: Pin<&mut impl Future<Output = ()>>,
+        mut interrupted: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<(), DemoError> {
         let config = self.servers.config(self.args, self.checkpoint);
         let postgres = config.postgres.clone();
         self.introduce(out)?;
+        if self.args.serve {
+            self.invite(&config, out)?;
+        }
         let mut progress = Progress::new(found.photos.len());
         progress.stage("the worker starts");
         let (stop, stopped) = oneshot::channel::<()>();
@@ -165,15 +183,50 @@ impl Demo<'_> {
             ended = &mut worker => {
                 return Err(ended.err().map_or(DemoError::WorkerGone, DemoError::Worker));
             }
-            () = interrupted => Err(DemoError::Interrupted),
+            () = interrupted.as_mut() => Err(DemoError::Interrupted),
+        };
+        let scoring = match scored {
+            Ok(scoring) if self.args.serve => scoring,
+            scored => {
+                drop(stop);
+                let stopped = worker.await;
+                let scoring = scored?;
+                progress.finish();
+                stopped?;
+                return self.compare(scoring, reader, &postgres, out).await;
+            }
+        };
+        progress.finish();
+        // The worker's tasks run on meanwhile.
+        let compared = self.compare(scoring, reader, &postgres, out).await;
+        let ended = match compared {
+            Err(error) => Err(error),
+            Ok(()) => {
+                say(out, "\nEverything runs on until Ctrl-C, and is gone then.")?;
+                tokio::select! {
+                    ended = &mut worker => {
+                        return Err(ended.err().map_or(DemoError::WorkerGone, DemoError::Worker));
+                    }
+                    () = interrupted => Ok(()),
+                }
+            }
         };
         drop(stop);
         let stopped = worker.await;
-        let mut scoring = scored?;
-        progress.finish();
-        stopped?;
+        ended?;
+        Ok(stopped?)
+    }
+
+    /// Reads what is left of the outputs and all rows, and says whether they agree.
+    async fn compare(
+        &self,
+        mut scoring: Scoring,
+        reader: OutputReader,
+        postgres: &PostgresSettings,
+        out: &mut dyn Write,
+    ) -> Result<(), DemoError> {
         scoring.outputs.extend(reader.finish().await?);
-        let store = Store::connect(&postgres).await?;
+        let store = Store::connect(postgres).await?;
         let rows: Vec<_> = store.list(u32::MAX).await?.into_iter().map(|stored| stored.row).collect();
         store.close().await;
         self.conclude(scoring, rows, out).await
@@ -191,7 +244,34 @@ impl Demo<'_> {
         let servers = self.servers;
         say(out, &format!("Kafka at {}: {kafka}", servers.bootstrap()))?;
         say(out, "S3 over a temporary folder, and a throwaway Postgres")?;
-        say(out, &format!("Metrics at http://{}/metrics while it runs\n", servers.http()))
+        let http = servers.http();
+        say(
+            out,
+            &format!(
+                "The worker's page at http://{http}/ and metrics at http://{http}/metrics while it runs\n"
+            ),
+        )
+    }
+
+    /// What else there is to try while it runs.
+    fn invite(&self, config: &Config, out: &mut dyn Write) -> Result<(), DemoError> {
+        let (http, token) = (self.servers.http(), config.http.page.label_token.expose());
+        say(out, &format!("Vote at http://{http}/label with the token {token}"))?;
+        say(
+            out,
+            &format!(
+                "Score a photo: curl --data-binary @PHOTO -H 'Content-Type: image/jpeg' \
+                 -H 'Authorization: Bearer {token}' http://{http}/v1/score"
+            ),
+        )?;
+        say(out, &format!("Look into Postgres: psql '{}'\n", config.postgres.url.expose()))
+    }
+}
+
+fn pace(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(pace) if (0.01..=10_000.0).contains(&pace) => Ok(pace),
+        _ => Err("give photos a second, 0.01 to 10000".into()),
     }
 }
 

@@ -23,6 +23,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     sync::Semaphore,
+    time::Interval,
 };
 
 /// Notifications that wait for an output, so that the mock drops none: it keeps 5 MiB a partition.
@@ -105,6 +106,11 @@ impl Demo<'_> {
         Ok(Scoring { found, outputs, elapsed: progress.elapsed() })
     }
 
+    /// When the next photo may be uploaded, where there is a pace to keep.
+    fn ticks(&self) -> Option<Interval> {
+        self.args.pace.map(|pace| tokio::time::interval(Duration::from_secs_f64(1.0 / pace)))
+    }
+
     /// Uploads and announces what can be read; the rest joins what is unreadable.
     async fn upload(&self, found: Found, permits: &Semaphore) -> Result<Found, DemoError> {
         let client = self.servers.s3_client();
@@ -112,7 +118,17 @@ impl Demo<'_> {
         let (client, producer) = (&client, &producer);
         let Found { photos, unreadable } = found;
         let mut uploaded = Found { photos: Vec::with_capacity(photos.len()), unreadable };
-        let mut uploads = stream::iter(photos.into_iter().zip(1_u64..))
+        let paced = stream::unfold(
+            (photos.into_iter().zip(1_u64..), self.ticks()),
+            |(mut rest, mut ticks)| async move {
+                let next = rest.next()?;
+                if let Some(ticks) = &mut ticks {
+                    ticks.tick().await;
+                }
+                Some((next, (rest, ticks)))
+            },
+        );
+        let uploads = paced
             .map(|(photo, sequence)| async move {
                 // Given back by the output. It is only ever closed with this future.
                 if let Ok(permit) = permits.acquire().await {
@@ -130,6 +146,7 @@ impl Demo<'_> {
                 }
             })
             .buffered(UPLOADS);
+        let mut uploads = pin!(uploads);
         while let Some(upload) = uploads.next().await {
             match upload? {
                 Ok(photo) => uploaded.photos.push(photo),

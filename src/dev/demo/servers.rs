@@ -39,7 +39,7 @@ enum Broker {
 
 impl Servers {
     /// Starts all of them, at once, with the topics and the bucket.
-    pub async fn start(kafka: DemoKafka) -> Result<Self, DemoError> {
+    pub async fn start(kafka: DemoKafka, listen: Option<SocketAddr>) -> Result<Self, DemoError> {
         let broker = spawn_blocking(move || match kafka {
             DemoKafka::Embedded => MockKafka::start().map(Broker::Mock),
             DemoKafka::Apache => ApacheKafka::start(&ApacheKafka::default_libraries()).map(Broker::Apache),
@@ -53,7 +53,10 @@ impl Servers {
         for topic in [INPUT_TOPIC, OUTPUT_TOPIC, DEAD_LETTER_TOPIC] {
             kafka.create_topic(topic).await?;
         }
-        let http = SocketAddr::from(([127, 0, 0, 1], free_port("worker")?));
+        let http = match listen {
+            Some(address) => address,
+            None => SocketAddr::from(([127, 0, 0, 1], free_port("worker")?)),
+        };
         Ok(Self { kafka, postgres, s3, http, _objects: objects })
     }
 
@@ -122,6 +125,14 @@ impl Servers {
         config.image = ImageSettings::local();
         config.pipeline.max_bytes = config.pipeline.max_bytes.max(config.image.max_bytes);
         config.http.listen = Listen::at(self.http);
+        // Somebody watches the page.
+        config.http.page.refresh_ms = 1_000;
+        if args.serve {
+            let token = uuid::Uuid::new_v4().simple().to_string();
+            config.http.page.label_token = Secret::from(token.as_str());
+            config.http.score.enabled = true;
+            config.http.score.token = Secret::from(token.as_str());
+        }
         config
     }
 }

@@ -6,7 +6,7 @@
 //! [`cache`]) and put on a side of the split for ever ([`sides`], [`gold`]); what is learned from and judged
 //! by is written down ([`prepare`], [`assemble`], [`dataset`]); the challenger is trained from the champion
 //! ([`training`]); both score the held-out photos, and the gate decides ([`judge`], [`report`]); and what
-//! follows from that is done ([`publishing`]). [`job`] joins the steps, and [`trial`] those of them that judge
+//! follows from that is done ([`publishing`]). `job` joins the steps, and `trial` those of them that judge
 //! a checkpoint from elsewhere.
 
 pub mod assemble;

@@ -21,9 +21,10 @@ pub struct Random(u64);
 impl Random {
     pub fn new(seed: u64) -> Self {
         let mut random = Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-        for _ in 0..8 {
-            let _ = random.share();
-        }
+        // The first numbers of near seeds are near each other.
+        (0..8).for_each(|_| {
+            random.share();
+        });
         random
     }
 

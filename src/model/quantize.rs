@@ -64,7 +64,9 @@ impl W8a8 {
     pub fn forward(&self, input: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, TchError> {
         let kind = input.kind();
         let rows = input.f_reshape([-1, self.inputs])?;
-        let (smallest, largest) = rows.f_aminmax(1, true)?;
+        // Two passes, which libtorch makes a vector at a time; `aminmax` makes one, a number at a time.
+        let along_row = [1].as_slice();
+        let (smallest, largest) = (rows.f_amin(along_row, true)?, rows.f_amax(along_row, true)?);
         // In the input's type, so that multiplying the product by it later converts nothing.
         let scale = largest.f_maximum(&smallest.f_neg()?)?.f_div_scalar(LARGEST)?.f_clamp_min(1e-30)?;
         let bytes = rows

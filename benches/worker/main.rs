@@ -6,6 +6,8 @@
 //! machine. After each run every record must have one output, one row, and one score in both.
 //!
 //! `ROC4MLLM_BENCH_ONLY` names the parts to run, separated by commas: `speed`, `latency`, `scaling`, `backlog`.
+//! `ROC4MLLM_BENCH_RECORDS` is the number of records of a run, and of the long backlog, where they are to be fewer:
+//! then nothing is written down.
 
 mod oracle;
 mod process;
@@ -58,8 +60,11 @@ async fn main() -> Result<(), Anything> {
     }
     let only = env::var("ROC4MLLM_BENCH_ONLY").unwrap_or_default();
     let wanted = |part: &str| only.is_empty() || only.split(',').any(|one| one == part);
-    let bench = Bench { servers: Servers::start().await? };
-    let uploads = bench.servers.upload("uploads", FIRST_RECORDS + RECORDS, &photo(480, 320))?;
+    let fewer: Option<usize> =
+        env::var("ROC4MLLM_BENCH_RECORDS").ok().map(|count| count.parse()).transpose()?;
+    let records = fewer.unwrap_or(RECORDS);
+    let bench = Bench { servers: Servers::start().await?, fewer };
+    let uploads = bench.servers.upload("uploads", FIRST_RECORDS + records, &photo(480, 320))?;
     if wanted("speed") || wanted("latency") {
         bench.speed(&uploads, wanted("latency")).await?;
     }
@@ -74,6 +79,8 @@ async fn main() -> Result<(), Anything> {
 
 struct Bench {
     servers: Servers,
+    /// So many records instead of as many as are worth writing down.
+    fewer: Option<usize>,
 }
 
 /// What a run came to.
@@ -86,6 +93,12 @@ struct Run {
 }
 
 impl Bench {
+    fn record(&self, entries: &[Entry<'_>]) {
+        if self.fewer.is_none() {
+            record(entries);
+        }
+    }
+
     fn bootstrap(&self) -> &str {
         self.servers.kafka.bootstrap()
     }
@@ -139,7 +152,7 @@ impl Bench {
             cpu / sum,
             python_cpu * 1e3
         );
-        record(&[
+        self.record(&[
             Entry {
                 name: "pipeline_speedup",
                 value: rate,
@@ -175,7 +188,7 @@ impl Bench {
                 "at half the load, 99% of outputs are committed within {ours:.0} ms of their event; the Python \
                  worker's, at half of its own, within {python:.0} ms"
             );
-            record(&[Entry {
+            self.record(&[Entry {
                 name: "latency_p99_ms",
                 value: ours,
                 unit: "ms",
@@ -315,7 +328,7 @@ impl Bench {
         let rates = rates.map(median);
         for (workers, rate) in WORKERS.into_iter().zip(rates).skip(1) {
             let name = format!("scaling_{workers}");
-            record(&[Entry {
+            self.record(&[Entry {
                 name: &name,
                 value: rate,
                 unit: "records/s",
@@ -331,6 +344,7 @@ impl Bench {
     /// A short backlog and a long one, there before the worker is.
     async fn backlog(&self) -> Result<(), Anything> {
         let [short, long] = BACKLOGS;
+        let long = self.fewer.unwrap_or(long).max(short);
         let uploads = self.servers.upload("backlog", long, &photo(64, 48))?;
         let mut short_runs = Vec::new();
         for _ in 0..SHORT_RUNS {
@@ -358,7 +372,7 @@ impl Bench {
             ratio: value / against_value,
             runs: SHORT_RUNS,
         };
-        record(&[
+        self.record(&[
             entry("backlog_cost", long_run.cpu_s, "s of processor/record", cpu),
             entry("backlog_time", 1.0 / long_run.rate, "s/record", time),
             entry("backlog_memory", long_peak, "MB", peak),
@@ -408,8 +422,9 @@ fn assigned(bootstrap: &str, group: &str, members: usize) -> Result<(), Anything
     let deadline = Instant::now() + PATIENCE;
     let mut since: Option<Instant> = None;
     while Instant::now() < deadline {
-        let groups = consumer.fetch_group_list(Some(group), PATIENCE)?;
-        let at_rest = groups.groups().iter().any(|group| {
+        // An error is a coordinator that is not there yet.
+        let groups = consumer.fetch_group_list(Some(group), PATIENCE).ok();
+        let at_rest = groups.iter().flat_map(|groups| groups.groups()).any(|group| {
             group.state() == "Stable"
                 && group.members().len() == members
                 && group

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use std::{env, sync::Arc, time::Duration};
 
 /// How many records the role `stages` works on.
-pub const RECORDS: &str = "ROC4MLLM_BENCH_RECORDS";
+pub const RECORDS: &str = "ROC4MLLM_BENCH_STAGE_RECORDS";
 
 /// Objects fetched at once.
 const AT_ONCE: usize = 16;

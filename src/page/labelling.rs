@@ -31,6 +31,8 @@ const AT_LEAST: Duration = Duration::from_secs(5);
 const REST: u32 = 20;
 /// At most so many scores to choose from: a key of the keyboard each.
 const CHOICES: usize = 10;
+/// And at least so many whole ones, or steps between them are offered too.
+const FEWEST: f64 = 5.0;
 
 /// The labelling view of one worker.
 pub struct Labelling {
@@ -57,14 +59,14 @@ impl Labelling {
         Self { store, scale, buckets, list: Mutex::default(), rated: Default::default() }
     }
 
-    /// The scores that a rater chooses from: the whole ones of the scale where there are two to ten, and
+    /// The scores that a rater chooses from: the whole ones of the scale where there are five to ten, and
     /// ten equal steps elsewhere.
     pub fn choices(&self) -> Vec<f64> {
         let Scale { min_score, max_score, .. } = self.scale;
         let (first, last) = (min_score.ceil(), max_score.floor());
         let whole = last - first + 1.0;
         let even = first == min_score && last == max_score;
-        if even && (2.0..=CHOICES as f64).contains(&whole) {
+        if even && (FEWEST..=CHOICES as f64).contains(&whole) {
             return (0..whole as usize).map(|step| first + step as f64).collect();
         }
         let step = (max_score - min_score) / (CHOICES - 1) as f64;

@@ -36,6 +36,14 @@ def patiently(what, ask):
             time.sleep(0.05)
 
 
+def until(page, expression, argument=None):
+    """Waits until an expression holds. Playwright's own way takes `eval`, which the page's policy forbids."""
+    deadline = time.monotonic() + PATIENCE / 1000
+    while not page.evaluate(expression, argument):
+        assert time.monotonic() < deadline, f"never came true: {expression}"
+        page.wait_for_timeout(50)
+
+
 def new_page(browser, complaints, **options):
     page = browser.new_context(base_url=ADDRESS, **options).new_page()
     page.set_default_timeout(PATIENCE)
@@ -51,9 +59,10 @@ def shoot(page, name, **options):
         if options.get("full_page"):
             page.evaluate("scrollTo(0, document.body.scrollHeight)")
             page.wait_for_timeout(1000)
+            until(page, "[...document.images].every((image) => image.complete)")
             page.evaluate("scrollTo(0, 0)")
         # Photographs come one by one.
-        page.wait_for_function("[...document.images].every((image) => image.complete || image.getBoundingClientRect().top > innerHeight)")
+        until(page, "[...document.images].every((image) => image.complete || image.getBoundingClientRect().top > innerHeight)")
         page.wait_for_timeout(300)
         page.screenshot(path=pathlib.Path(SCREENSHOTS) / f"{name}.png", animations="disabled", **options)
 
@@ -90,9 +99,12 @@ def watch_scores_arrive(page):
     assert len(pictures) >= 3, "pictures came as well"
     say(f"scores arrived while the page was watched: {seen}")
     shoot(page, "page-live")
-    page.wait_for_function(
+    until(
+        page,
         """(items) => ["scored", "dead-letters"].map((tile) => Number(document.querySelector(`#tile-${tile} dd`).textContent))
-            .reduce((one, other) => one + other) === items""", arg=ITEMS)
+            .reduce((one, other) => one + other) === items""",
+        ITEMS,
+    )
     expect(page.locator("#status")).to_have_text("Ready")
     expect(page.locator("#tile-lag dd")).to_have_text("0")
 
@@ -117,7 +129,7 @@ def keyboard_only(page):
     page.keyboard.press("Enter")
     expect(page.locator("#viewer")).to_be_visible()
     expect(page.locator("#viewer .viewer-photo img")).to_be_visible()
-    page.wait_for_function("document.querySelector('#viewer img').naturalWidth > 0")
+    until(page, "document.querySelector('#viewer img').naturalWidth > 0")
     shoot(page, "page-photo")
     page.keyboard.press("Escape")
     expect(page.locator("#viewer")).to_be_hidden()
@@ -188,6 +200,7 @@ def vote_by_touch(page):
 def main():
     global ADDRESS, TOKEN, ITEMS
     complaints = []
+    expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
         # Root has no user namespaces for the sandbox in most containers; the page is ours.
         browser = playwright.chromium.launch(executable_path=os.environ["CHROMIUM"], args=["--no-sandbox"])

@@ -7,8 +7,8 @@ use roc4mllm::retry::RetrySettings;
 use roc4mllm::score::{Answer, DecodeKind, ItemStatus, ModelVersion, ScoreValue};
 use roc4mllm::secret::Secret;
 use roc4mllm::store::{
-    Cursor, KnownAnswer, Order, PAIRS_KEPT, PostgresSettings, ScoreRow, ShadowPair, ShadowSums, SourcePosition,
-    Store, StoreError, StoredScore, WriteRequest, write_batches,
+    Cursor, KnownAnswer, Order, PAIRS_KEPT, PostgresSettings, ScoreRow, ShadowPair, ShadowSums,
+    SourcePosition, Store, StoreError, StoredScore, WriteRequest, write_batches,
 };
 use sqlx::{Connection, PgConnection};
 use std::net::TcpListener;

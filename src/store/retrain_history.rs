@@ -27,7 +27,7 @@ const SHOWN: [&str; 15] = [
 impl Store {
     /// Where the report of a run is, if it has one.
     pub async fn retrain_report(&self, run: i64) -> Result<Option<String>, StoreError> {
-        let runs = self.retrain_runs("WHERE id = $1", run).await?.unwrap_or_default();
+        let runs = self.shown_runs("WHERE id = $1", run).await?.unwrap_or_default();
         let report = runs.into_iter().next().and_then(|mut run| run.remove("report"));
         Ok(report.and_then(|report| report.as_str().map(str::to_owned)))
     }
@@ -37,10 +37,10 @@ impl Store {
     /// A column that the table does not have is left out, so that workers of different releases can show one
     /// history.
     pub async fn retrain_history(&self, limit: u32) -> Result<Option<Vec<Map<String, Value>>>, StoreError> {
-        self.retrain_runs("ORDER BY started_at DESC LIMIT $1", i64::from(limit)).await
+        self.shown_runs("ORDER BY started_at DESC LIMIT $1", i64::from(limit)).await
     }
 
-    async fn retrain_runs(
+    async fn shown_runs(
         &self,
         which: &'static str,
         bound: i64,

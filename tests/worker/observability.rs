@@ -213,7 +213,11 @@ async fn every_metric_is_documented_and_bounded() {
     let uploads = stack.upload(&expected, 3 * expected.len()).await;
     // Under its second name a picture has a score already.
     let (first, rest) = uploads.split_at(2 * expected.len());
-    let worker = stack.worker(&[("kafka.lag_interval_ms", "200"), ("telemetry.refresh_interval_ms", "200")]);
+    let worker = stack.worker(&[
+        ("kafka.lag_interval_ms", "200"),
+        ("telemetry.refresh_interval_ms", "200"),
+        ("http.score.enabled", "true"),
+    ]);
     for uploaded in first {
         stack.produce(&Envelope::Aws.record(&[&uploaded.upload])).await;
     }

@@ -42,7 +42,7 @@ pub struct Problem {
     /// What happened, for programs.
     code: &'static str,
     #[serde(skip)]
-    header: Option<(HeaderName, HeaderValue)>,
+    header: Option<Box<(HeaderName, HeaderValue)>>,
 }
 
 impl Problem {
@@ -61,14 +61,14 @@ impl Problem {
     pub fn unauthorized(key: &str) -> Self {
         let detail = format!("send the token ({key}) as `Authorization: Bearer TOKEN`");
         let mut problem = Self::new(StatusCode::UNAUTHORIZED, "unauthorized", detail);
-        problem.header = Some((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
+        problem.header = Some(Box::new((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))));
         problem
     }
 
     /// The same, with a time after which trying again may help; whole seconds, at least one.
     pub fn retry_after(mut self, after: Duration) -> Self {
         let seconds = after.as_secs_f64().ceil().max(1.0) as u64;
-        self.header = Some((header::RETRY_AFTER, HeaderValue::from(seconds)));
+        self.header = Some(Box::new((header::RETRY_AFTER, HeaderValue::from(seconds))));
         self
     }
 }
@@ -77,7 +77,8 @@ impl IntoResponse for Problem {
     fn into_response(self) -> Response<Body> {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = with_type(status, "application/problem+json", &self);
-        if let Some((name, value)) = self.header {
+        if let Some(header) = self.header {
+            let (name, value) = *header;
             response.headers_mut().insert(name, value);
         }
         response

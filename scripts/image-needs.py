@@ -98,7 +98,11 @@ def main():
         raise SystemExit(".dockerignore: this check knows no patterns but `*`; extend it")
     # What the compiler read, as it wrote it down.
     listings = [path.read_text() for path in binary.parent.glob("deps/roc4mllm-*.d")]
-    read = {word for text in listings for line in text.splitlines() if ": " in line for word in line.split(": ", 1)[1].split()}
+    rules_of_make = [line.split(": ", 1) for text in listings for line in text.splitlines() if ": " in line]
+    # The library and the binary; unit tests read more.
+    read = {word for made, needed in rules_of_make if made.endswith(".rlib") or "src/main.rs" in needed.split() for word in needed.split()}
+    if not any(made.endswith(".rlib") for made, _ in rules_of_make):
+        raise SystemExit(f"{binary}: cargo left no list of the library's sources in deps beside it; build it with cargo")
     sources = {str(root / source) for source in read}
     if str(root / "src/main.rs") not in sources:
         raise SystemExit(f"{binary}: cargo left no list of its sources in deps beside it; build it with cargo")

@@ -15,7 +15,7 @@ async fn a_checkpoint_from_elsewhere_is_judged_before_it_may_serve() {
     // Learned elsewhere, from the same photos' exported labels.
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data.json");
-    let exported = site.run(&["labels", "export", data.to_str().unwrap()], &[]).await;
+    let exported = site.run(&["labels", "export", "--output", data.to_str().unwrap()], &[]).await;
     assert!(exported.status.success(), "{}", text(&exported));
     let bucket = folder.path().join(site.s3.bucket());
     for photo in &photos {

@@ -116,6 +116,9 @@ fn by_part(config: &ModelConfig, count: impl Fn(&str, u64, &[i64]) -> u64) -> Pa
     sums
 }
 
+/// A line of a table: its name, and what it shows of each column.
+type Line<C, V> = (&'static str, fn(&C) -> V);
+
 impl fmt::Display for Plan {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let PromptLengths { prefix, image, suffix, answer } = self.lengths;
@@ -136,7 +139,7 @@ impl fmt::Display for Plan {
 impl Plan {
     fn write_work(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(out, "\n{:<24} {:>12} {:>12}", "GFLOP AN IMAGE", "ONE PASS", "REFERENCE")?;
-        let lines: [(&str, fn(&Work) -> f64); 10] = [
+        let lines: [Line<Work, f64>; 10] = [
             ("vision model", |work| work.vision.total()),
             ("  patches", |work| work.vision.patch_embedding),
             ("  linear maps", |work| work.vision.linear),
@@ -169,7 +172,7 @@ impl Plan {
     fn write_bytes(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let WeightBytes { f32, bf16, int8 } = self.weights;
         writeln!(out, "\n{:<24} {:>12} {:>12} {:>12}", "WEIGHTS, GB", "F32", "BF16, F16", "W8A8, INT8")?;
-        let lines: [(&str, fn(&PartBytes) -> u64); 4] = [
+        let lines: [Line<PartBytes, u64>; 4] = [
             ("vision model", |bytes| bytes.vision),
             ("visual abstractor", |bytes| bytes.abstractor),
             ("language model", |bytes| bytes.language),

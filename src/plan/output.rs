@@ -116,6 +116,9 @@ fn by_part(config: &ModelConfig, count: impl Fn(&str, u64, &[i64]) -> u64) -> Pa
     sums
 }
 
+/// A line of a table: its name, and what it shows of each column.
+type Line<C, V> = (&'static str, fn(&C) -> V);
+
 impl fmt::Display for Plan {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let PromptLengths { prefix, image, suffix, answer } = self.lengths;

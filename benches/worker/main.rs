@@ -348,9 +348,9 @@ impl Bench {
         let uploads = self.servers.upload("backlog", long, &photo(64, 48))?;
         let mut short_runs = Vec::new();
         for _ in 0..SHORT_RUNS {
-            short_runs.push(self.with_backlog(&uploads.records[..short]).await?);
+            short_runs.push(self.of_backlog(&uploads.records[..short]).await?);
         }
-        let long_run = self.with_backlog(&uploads.records).await?;
+        let long_run = self.of_backlog(&uploads.records).await?;
         let cpu = median(short_runs.iter().map(|run| run.cpu_s).collect());
         let time = median(short_runs.iter().map(|run| 1.0 / run.rate).collect());
         let peak = median(short_runs.iter().map(|run| run.peak_bytes as f64 / 1e6).collect());
@@ -380,7 +380,7 @@ impl Bench {
         Ok(())
     }
 
-    async fn with_backlog(&self, records: &[Vec<u8>]) -> Result<Run, Anything> {
+    async fn of_backlog(&self, records: &[Vec<u8>]) -> Result<Run, Anything> {
         let (place, _database) = self.place(PARTITIONS).await?;
         produce(self.bootstrap(), &place.input, PARTITIONS, records.iter())?;
         let reader = Reader::open(self.bootstrap(), &place.output, PARTITIONS)?;

@@ -5,13 +5,16 @@ use std::future::Future;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+/// What is there, if anything. Of a batch that fails, one asker gets the error and the others `None` in its
+/// place: it is one failure.
+pub type LookedUp<Found> = Result<Option<Found>, Option<StoreError>>;
+
 /// A key to look up, and whom to tell what is there.
 #[derive(Debug)]
 pub struct LookUp<Key, Found> {
     pub key: Key,
-    /// Of a batch that fails, one asker gets the error and the others `None` in its place: it is one
-    /// failure. Dropped without a word at shutdown.
-    pub reply: oneshot::Sender<Result<Option<Found>, Option<StoreError>>>,
+    /// Dropped without a word at shutdown.
+    pub reply: oneshot::Sender<LookedUp<Found>>,
 }
 
 /// Looks up what is asked in batches of at most `limit`. A batch is what came while the last one was under
@@ -56,9 +59,7 @@ mod tests {
     use super::*;
     use std::sync::Mutex;
 
-    type Answer = Result<Option<u32>, Option<StoreError>>;
-
-    fn ask(number: u32) -> (LookUp<u32, u32>, oneshot::Receiver<Answer>) {
+    fn ask(number: u32) -> (LookUp<u32, u32>, oneshot::Receiver<LookedUp<u32>>) {
         let (reply, answer) = oneshot::channel();
         (LookUp { key: number, reply }, answer)
     }

@@ -29,7 +29,7 @@ pub use backfills::{BackfillState, Cursor};
 pub use candidates::CandidatePage;
 pub use error::StoreError;
 pub use labels::{LabelCounts, LabelKey, StoredLabel};
-pub use look_ups::{LookUp, look_up_batches};
+pub use look_ups::{LookUp, LookedUp, look_up_batches};
 pub use models::{NewVersion, RegisteredVersion, Serving, UnknownVersionStatus, VersionError, VersionStatus};
 pub use overview::{Order, ShownFailure, ShownScore, Tally, VersionTally};
 pub use pool::{PostgresSettings, Store};

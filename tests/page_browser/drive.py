@@ -16,7 +16,7 @@ from playwright.sync_api import expect, sync_playwright
 
 MEETING = pathlib.Path(sys.argv[1])
 SCREENSHOTS = os.environ.get("ROC4MLLM_SCREENSHOTS")
-PATIENCE = 240_000
+PATIENCE = 600_000
 DESKTOP = {"width": 1440, "height": 1000}
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True, "device_scale_factor": 2}
 MARKUP = "zz/<img src=x onerror=window.pwned=1>.jpg"

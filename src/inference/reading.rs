@@ -4,7 +4,7 @@ use super::scorer::{ScoreBatch, Scorer, ScorerError};
 use crate::{
     fault::ItemError,
     image::PreprocessMode,
-    score::{Answer, ModelVersion},
+    score::{Answer, DraftCounts, ModelVersion},
 };
 
 /// A scorer of pixels that `mode` makes: itself where they are the reference's, else under a version of its
@@ -41,5 +41,13 @@ impl Scorer for Renamed {
 
     fn score(&mut self, batch: &ScoreBatch) -> Result<Vec<Result<Answer, ItemError>>, ScorerError> {
         self.scorer.score(batch)
+    }
+
+    fn score_afresh(&mut self, batch: &ScoreBatch) -> Result<Vec<Result<Answer, ItemError>>, ScorerError> {
+        self.scorer.score_afresh(batch)
+    }
+
+    fn drafts(&self) -> DraftCounts {
+        self.scorer.drafts()
     }
 }

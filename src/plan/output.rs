@@ -136,9 +136,6 @@ impl fmt::Display for Plan {
     }
 }
 
-/// A name, and where its value is.
-type Line<T, V> = (&'static str, fn(&T) -> V);
-
 impl Plan {
     fn write_work(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(out, "\n{:<24} {:>12} {:>12}", "GFLOP AN IMAGE", "ONE PASS", "REFERENCE")?;

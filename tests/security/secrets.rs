@@ -412,7 +412,7 @@ async fn records(servers: &Servers, emissions: &mut Emissions) {
         let dump = tokio::task::spawn_blocking(move || dump(&bootstrap, topic)).await.expect("a dump");
         emissions.add(format!("topic {topic}"), dump);
     }
-    let rows = servers.rows("SELECT scores::text FROM scores").await;
+    let rows = servers.rows("SELECT to_jsonb(s)::text FROM scores AS s").await;
     emissions.add("rows", rows.join("\n"));
 }
 

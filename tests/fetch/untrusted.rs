@@ -27,7 +27,7 @@ async fn a_key_never_leaves_its_bucket() {
     let s3 = Scripted::start().await;
     s3.server.create_bucket("private").unwrap();
     s3.server.put("private", "secret.jpg", b"secret").unwrap();
-    let seen: Arc<Mutex<Vec<(String, Option<String>)>>> = Arc::default();
+    let seen = Arc::new(Mutex::new(Vec::<(String, Option<String>)>::new()));
     let asked = Arc::clone(&seen);
     s3.server.set_faults(move |request| {
         let host = request.headers.get("host").and_then(|host| host.to_str().ok()).map(str::to_owned);

@@ -102,6 +102,28 @@ fn later_sources_win_and_secrets_are_redacted() {
     assert!(String::from_utf8_lossy(&flagged.stdout).contains("group = \"flag\""));
 }
 
+#[test]
+fn a_secret_may_look_like_anything() {
+    for secret in ["0123456789", "1e5", "true", "[a, b]", "{a = 1}", "\"quoted\""] {
+        let mut checked =
+            roc4mllm(&["check-config", "--set", "s3.buckets=a", "--set", "model.checkpoint=/c"]);
+        checked.args(["--set", "postgres.url=postgres://db/x", "--set"]);
+        let output = run(checked
+            .arg(format!("kafka.tls.key_password={secret}"))
+            .env("ROC4MLLM__KAFKA__SASL__PASSWORD", secret));
+        assert_eq!(output.status.code(), Some(0), "{secret}: {}", String::from_utf8_lossy(&output.stderr));
+        let shown = String::from_utf8_lossy(&output.stdout);
+        for line in ["password = \"[redacted]\"", "key_password = \"[redacted]\""] {
+            assert!(shown.lines().any(|shown| shown == line), "{secret}: {shown}");
+        }
+    }
+    let file = file("[kafka.sasl]\npassword = 4711\n");
+    let path = file.path().to_str().expect("UTF-8");
+    let message = refusal(&run(&mut roc4mllm(&["check-config", "-c", path])), 2);
+    assert!(message.contains("kafka.sasl.password") && message.contains("quotes"), "{message}");
+    assert!(!message.contains("4711"), "{message}");
+}
+
 /// The reference that users copy from says what the code does.
 #[test]
 fn the_shipped_configuration_is_the_default_one() {

@@ -159,6 +159,7 @@ mod tests {
     use crate::model::{
         family::{Block, Family},
         mplug_owl2::MplugOwl2,
+        passes::Passes,
         synthetic::{config, distance, network, noise, parameters},
     };
 
@@ -178,7 +179,7 @@ mod tests {
     }
 
     fn answer(network: &MplugOwl2) -> Tensor {
-        let image = network.encode_images(&noise(&[2, 3, 12, 12], 1)).unwrap();
+        let image = network.encode_images_in(&noise(&[2, 3, 12, 12], 1), &mut Passes::Kept).unwrap();
         let text = noise(&[2, 4, 32], 2);
         let embeddings = Tensor::cat(&[&text, &image], 1);
         let block = Block::new(&embeddings, 4..4 + image.size()[1]);

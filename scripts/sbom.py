@@ -20,7 +20,7 @@ import libtorch
 VERSION = "0.5.9"
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TOOL = ROOT / ".deps/sbom"
-# Neither can be told from names alone: the first are in every build, the others are only tested or fuzzed with.
+# The first are in every build of the image, the others are only tested or fuzzed with.
 EXPECTED = {"rdkafka-sys", "rustls", "sqlx-postgres", "tch", "turbojpeg-sys"}
 UNEXPECTED = {"libfuzzer-sys", "proptest", "s3s", "yaml-rust2"}
 
@@ -53,6 +53,34 @@ def crates(binary):
             path.unlink(missing_ok=True)
 
 
+def compiled():
+    """Name and version of every crate that the image's binary is built from, or with.
+
+    The tool above asks cargo about the whole workspace, and the fuzzers want this crate with all its features.
+    """
+    command = ["cargo", "tree", "--locked", "--package", "roc4mllm", "--no-default-features", "--edges", "normal,build"]
+    command += ["--target", "x86_64-unknown-linux-gnu", "--prefix", "none", "--format", "{p}"]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if answer.returncode != 0:
+        raise SystemExit(f"sbom: cargo tree failed: {answer.stderr.strip()}")
+    words = [line.split() for line in answer.stdout.splitlines() if line.strip()]
+    return {(name, version.removeprefix("v")) for name, version, *_ in words}
+
+
+def keep(bill, crates):
+    """Take out of `bill` what is not among `crates`."""
+    kept = [component for component in bill["components"] if (component["name"], component["version"]) in crates]
+    lacking = crates - {(component["name"], component["version"]) for component in kept} - {(bill["metadata"]["component"]["name"], bill["metadata"]["component"]["version"])}
+    if lacking:
+        raise SystemExit(f"sbom: cargo-cyclonedx lists no {', '.join(sorted(name for name, _ in lacking))}; report this")
+    bill["components"] = kept
+    references = {component["bom-ref"] for component in kept} | {bill["metadata"]["component"]["bom-ref"]}
+    bill["dependencies"] = [dependency for dependency in bill["dependencies"] if dependency["ref"] in references]
+    for dependency in bill["dependencies"]:
+        if "dependsOn" in dependency:
+            dependency["dependsOn"] = [reference for reference in dependency["dependsOn"] if reference in references]
+
+
 def wheel(requirement, digest):
     name, version = requirement.split("==")
     vendor = "NVIDIA Software License Agreement" if name.startswith("nvidia-") else None
@@ -81,6 +109,7 @@ def main():
     parser.add_argument("flavour", choices=["cpu", "cuda"])
     flavour = parser.parse_args().flavour
     bill = crates(tool())
+    keep(bill, compiled())
     names = {component["name"] for component in bill["components"]}
     if EXPECTED - names:
         raise SystemExit(f"sbom: {', '.join(sorted(EXPECTED - names))} should be listed and is not; report this")

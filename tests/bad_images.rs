@@ -414,6 +414,14 @@ fn a_tiled_planar_tiff_is_unsupported() {
     assert!(message.contains("tiles"), "{message}");
 }
 
+/// It has no header to believe: what stands in its place are no dimensions.
+#[test]
+fn noise_behind_a_png_signature_is_no_large_image() {
+    let mut bytes = b"\x89PNG\r\n\x1a\n".to_vec();
+    bytes.extend([0xFF; 64]);
+    assert_eq!(refused(&bytes).0, ErrorCode::ImageTruncated);
+}
+
 /// A PNG of one bit a pixel whose data is `compressed`.
 fn png(width: u32, height: u32, compressed: &[u8]) -> Vec<u8> {
     let mut header = [width.to_be_bytes(), height.to_be_bytes()].concat();

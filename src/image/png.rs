@@ -14,9 +14,12 @@ pub(super) fn open<'a>(
     bytes: &'a [u8],
     settings: &ImageSettings,
 ) -> Result<PngDecoder<Cursor<&'a [u8]>>, ImageError> {
+    const TYPE: usize = 12;
     const WIDTH: usize = 16;
     const BYTES_A_PIXEL: u64 = 4 * 2;
-    let number = |at: usize| Some(u32::from_be_bytes(*bytes.get(at..)?.first_chunk()?));
+    // Without this chunk the file is no PNG whatever its first bytes say, and has no size to judge.
+    let begins = bytes.get(TYPE..WIDTH) == Some(b"IHDR");
+    let number = |at: usize| Some(u32::from_be_bytes(*bytes.get(at..)?.first_chunk()?)).filter(|_| begins);
     let (width, height) = (number(WIDTH).unwrap_or_default(), number(WIDTH + 4).unwrap_or_default());
     settings.admit_dimensions(width, height)?;
     let mut limits = Limits::no_limits();

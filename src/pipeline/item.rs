@@ -208,10 +208,7 @@ impl ItemTask {
                 }
                 Err(error) => {
                     self.parts.metrics.retry(Stage::Lookup);
-                    if let Some(error) = error {
-                        tracing::warn!(%error, "looking up rows failed; trying again");
-                        let _judged = storing::judged::<()>(pass, Err(error));
-                    }
+                    storing::failed(pass, &error);
                 }
             }
             self.still_ours()?;

@@ -158,7 +158,7 @@ impl ItemTask {
     }
 
     /// What Postgres knows of a content. It saves work and no more, so nobody waits for a Postgres that is
-    /// broken, and none is the answer to every failure.
+    /// broken, and none is the answer to every failure: the image is scored.
     async fn stored_answer(&self, reuse: &Reuse, key: &ContentKey) -> Option<KnownAnswer> {
         let pass = self.parts.hold.postgres.pass_if_well()?;
         let _stage = self.enter(Stage::Lookup);
@@ -170,10 +170,7 @@ impl ItemTask {
                 found.filter(|answer| !answer.scores.is_empty())
             }
             Err(error) => {
-                if let Some(error) = error {
-                    tracing::warn!(%error, "looking up a content failed; it is scored");
-                    let _judged = storing::judged::<()>(pass, Err(error));
-                }
+                storing::failed(pass, &error);
                 None
             }
         }

@@ -43,9 +43,17 @@ pub async fn write_votes(hold: &Hold, store: &Store, votes: &[Vote], scale: &Sca
 pub(super) fn judged<T>(pass: Pass<'_>, result: Result<T, StoreError>) -> Result<T, StoreError> {
     match &result {
         Ok(_) => pass.worked(),
-        // It answered: it is a row that it does not want, or two workers were in each other's way.
-        Err(error) if error.disposition() == Disposition::Reject || error.is_contention() => pass.worked(),
-        Err(error) => pass.failed(ASKER, error),
+        Err(error) => failed(pass, error),
     }
     result
+}
+
+/// Tells Postgres' breaker of an attempt that failed.
+pub(super) fn failed(pass: Pass<'_>, error: &StoreError) {
+    // It answered: it is a row that it does not want, or two workers were in each other's way.
+    if error.disposition() == Disposition::Reject || error.is_contention() {
+        pass.worked();
+    } else {
+        pass.failed(ASKER, error);
+    }
 }

@@ -1,13 +1,13 @@
 //! Questions from many tasks, asked together.
 
 use crate::store::error::StoreError;
-use std::future::Future;
+use std::{future::Future, sync::Arc};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-/// What is there, if anything. Of a batch that fails, one asker gets the error and the others `None` in its
-/// place: it is one failure.
-pub type LookedUp<Found> = Result<Option<Found>, Option<StoreError>>;
+/// What is there, if anything. Of a batch that fails, every asker gets the error: each of them would have met
+/// it, and what counts failures is to notice a broken Postgres as soon as if each had asked alone.
+pub type LookedUp<Found> = Result<Option<Found>, Arc<StoreError>>;
 
 /// A key to look up, and whom to tell what is there.
 #[derive(Debug)]
@@ -43,9 +43,10 @@ pub async fn look_up_batches<Key, Found, F>(
                     }
                 }
                 Err(error) => {
-                    let mut error = Some(error);
+                    tracing::warn!(%error, rows = replies.len(), "looking up rows failed; they are asked for again");
+                    let error = Arc::new(error);
                     for reply in replies {
-                        let _gone = reply.send(Err(error.take()));
+                        let _gone = reply.send(Err(Arc::clone(&error)));
                     }
                 }
             }
@@ -89,7 +90,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failure_is_told_once_and_a_shutdown_not_at_all() {
+    async fn a_failure_is_told_to_everyone_and_a_shutdown_to_nobody() {
         let (sender, requests) = mpsc::channel(10);
         let (first, second) = (ask(1), ask(2));
         sender.send(first.0).await.unwrap();
@@ -97,8 +98,9 @@ mod tests {
         let failing = |_| async { Err(StoreError::TimedOut { server: "s".into(), after_ms: 1 }) };
         let stop = CancellationToken::new();
         let task = tokio::spawn(look_up_batches(failing, 10, requests, stop.clone()));
-        assert!(matches!(first.1.await, Ok(Err(Some(_)))));
-        assert!(matches!(second.1.await, Ok(Err(None))));
+        for answer in [first.1, second.1] {
+            assert!(matches!(answer.await.unwrap().unwrap_err().as_ref(), StoreError::TimedOut { .. }));
+        }
         stop.cancel();
         task.await.unwrap();
         assert!(sender.send(ask(3).0).await.is_err(), "nobody answers any more");

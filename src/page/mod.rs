@@ -1,7 +1,7 @@
 //! The page at `/`: what this worker does, what is in Postgres, and the labelling view.
 //!
-//! Everything it shows comes from the process's own metrics ([`live`]) or from Postgres over connections of
-//! its own, through caches that all viewers share ([`cache`]). It is read-only but for votes, which take a
+//! Everything it shows comes from the process's own metrics (`live`) or from Postgres over connections of
+//! its own, through caches that all viewers share (`cache`). It is read-only but for votes, which take a
 //! token as a bearer header: no cookie, so that no other site can vote with it.
 
 mod assets;

@@ -9,7 +9,7 @@ const LONGEST: usize = 128;
 /// The answers seen most often, in bounded memory.
 ///
 /// Counts are those of Metwally et al. 2005 (Space-Saving): an answer that is not kept takes the
-/// place of the rarest and its count, plus one. So whatever makes up more than one in [`KEPT`] of all
+/// place of the rarest and its count, plus one. So whatever makes up more than one in `KEPT` of all
 /// answers is always kept, and an answer that has gone out of use does not stay for ever.
 #[derive(Clone, Debug, Default)]
 pub struct Drafts {

@@ -254,8 +254,8 @@ fn not_finite(run: &mut Run) -> Result<()> {
 /// So many that the model is to blame: nothing is rejected for it while the breaker is open.
 fn mostly_not_finite(run: &mut Run) -> Result<()> {
     const SUCH: usize = 80;
-    /// The breaker needs a few to open.
-    const BEFORE: usize = 12;
+    /// The breaker opens at the latest when over 5% of the last results are such: all of them may be among those.
+    const BEFORE: usize = (ITEMS + SUCH) / 20 + 1;
     run.describe("many scores that are no numbers");
     let mut such = Vec::new();
     for number in 0..SUCH {

@@ -44,6 +44,9 @@ struct StatusLabel {
     status: Shown<ItemStatus>,
 }
 
+/// What becomes of votes.
+const VOTES: [&str; 3] = ["stored", "superseded", "rejected"];
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OutcomeLabel {
     outcome: &'static str,
@@ -263,6 +266,9 @@ impl Metrics {
         }
         for source in [ReuseSource::Row, ReuseSource::Memory, ReuseSource::Postgres] {
             drop(self.reused.get_or_create(&SourceLabel { source: source.as_str() }));
+        }
+        for outcome in VOTES {
+            drop(self.votes.get_or_create(&OutcomeLabel { outcome }));
         }
         for status in ItemStatus::ALL {
             drop(self.items.get_or_create(&StatusLabel { status: Shown(status) }));

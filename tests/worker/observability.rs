@@ -2,7 +2,11 @@
 
 use super::{
     WITHIN,
-    support::{self, envelopes::Envelope, stack::Stack},
+    support::{
+        self,
+        envelopes::{Envelope, Record},
+        stack::Stack,
+    },
 };
 use axum::{Router, body::Bytes, extract::State, http::StatusCode, routing::post};
 use opentelemetry_proto::tonic::{
@@ -217,11 +221,16 @@ async fn every_metric_is_documented_and_bounded() {
         ("kafka.lag_interval_ms", "200"),
         ("telemetry.refresh_interval_ms", "200"),
         ("http.score.enabled", "true"),
+        ("reuse.enabled", "true"),
     ]);
     for uploaded in first {
         stack.produce(&Envelope::Aws.record(&[&uploaded.upload])).await;
     }
-    stack.wait_for_outputs(first.len(), WITHIN).await;
+    // Errors are counted by stage and code, and shown from the first one on.
+    stack.put("page.jpg", b"<!doctype html>".to_vec()).await;
+    let page = serde_json::json!({"bucket": stack.bucket(), "key": "page.jpg"}).to_string();
+    stack.produce(&Record::plain(page)).await;
+    stack.wait_for_outputs(first.len() + 1, WITHIN).await;
     let scrape = async || {
         let deadline = Instant::now() + WITHIN;
         loop {
@@ -238,7 +247,7 @@ async fn every_metric_is_documented_and_bounded() {
     for uploaded in rest {
         stack.produce(&Envelope::Aws.record(&[&uploaded.upload])).await;
     }
-    stack.wait_for_outputs(uploads.len(), WITHIN).await;
+    stack.wait_for_outputs(uploads.len() + 1, WITHIN).await;
     let after = scrape().await;
     assert_eq!(worker.terminate(), Some(0));
 

@@ -19,6 +19,8 @@ mod support;
 mod switch;
 #[path = "worker/untrusted.rs"]
 mod untrusted;
+#[path = "worker/versions.rs"]
+mod versions;
 #[path = "worker/votes.rs"]
 mod votes;
 

@@ -5,11 +5,13 @@
 #[path = "../support/labelled_photos.rs"]
 mod labelled_photos;
 
-use crate::support::{
-    self, Uploaded,
-    envelopes::{Envelope, Record},
-    outputs,
-    stack::{Stack, Worker},
+use crate::{
+    support::{
+        self, Uploaded,
+        envelopes::{Envelope, Record},
+        stack::{Stack, Worker},
+    },
+    versions,
 };
 use labelled_photos::{Kind, Random, brightness, picture, png};
 use roc4mllm::{
@@ -18,7 +20,7 @@ use roc4mllm::{
 };
 use serde_json::{Value, json};
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     fs,
     path::{Path, PathBuf},
     process::{Command, Output},
@@ -257,37 +259,18 @@ impl Site {
         }
     }
 
-    /// Every item has one output, which says what `score` says with the version that it names; how many each
-    /// version made.
+    /// [`versions::check`] with these versions; how many outputs each of them made, as the registry names it.
     async fn check(
         &self,
         versions: &[&Version],
         items: &HashMap<(i32, i64, u32), &Uploaded>,
     ) -> BTreeMap<String, usize> {
-        let rows = self.stack.rows().await;
-        let mut seen = HashSet::new();
-        let mut made = BTreeMap::new();
-        for output in self.stack.outputs().await {
-            let source = outputs::source(&output);
-            assert!(seen.insert(source), "{source:?} has two committed outputs");
-            let uploaded = items[&source];
-            assert_eq!(output["key"], uploaded.upload.key, "{output}");
-            let named = output["model_version"].as_str().expect("a version");
-            let version = versions.iter().find(|version| version.served == named);
-            let version = version.unwrap_or_else(|| panic!("{named} was never the champion"));
-            *made.entry(version.registered.clone()).or_default() += 1;
-            match version.scores[&uploaded.expected.path] {
-                Some(score) => {
-                    let difference = (output["score"].as_f64().expect("a score") - score).abs();
-                    assert!(difference <= 1e-4, "{}: off by {difference} for {named}", uploaded.upload.key);
-                }
-                None => assert_eq!(output["status"], "rejected", "{output}"),
-            }
-            let row = &rows[output["id"].as_str().expect("an id")];
-            assert_eq!(row.score, output["score"].as_f64(), "the output carries the stored score");
-        }
-        assert_eq!(seen.len(), items.len(), "every item has an output");
-        made
+        let scores = versions.iter().map(|version| (version.served.as_str(), &version.scores)).collect();
+        let made = versions::check(&self.stack, &scores, items).await;
+        let registered = versions.iter().filter_map(|version| {
+            made.get(&version.served).map(|count| (version.registered.clone(), *count))
+        });
+        registered.collect()
     }
 }
 

@@ -3,11 +3,13 @@
 
 mod library;
 
-use crate::support::{
-    self, Uploaded,
-    envelopes::{Envelope, Record},
-    outputs,
-    stack::{Stack, Worker},
+use crate::{
+    support::{
+        self, Uploaded,
+        envelopes::{Envelope, Record},
+        stack::{Stack, Worker},
+    },
+    versions,
 };
 use library::{Library, Version};
 use roc4mllm::{
@@ -28,37 +30,14 @@ use std::{
 
 const WITHIN: Duration = Duration::from_secs(180);
 
-/// Checks outputs against `score` with the very version that each of them names; how many each version
-/// made.
+/// [`versions::check`] with these versions.
 async fn check(
     stack: &Stack,
     versions: &[&Version],
     items: &HashMap<(i32, i64, u32), &Uploaded>,
 ) -> BTreeMap<String, usize> {
-    let rows = stack.rows().await;
-    let mut seen = HashSet::new();
-    let mut made = BTreeMap::new();
-    for output in stack.outputs().await {
-        let source = outputs::source(&output);
-        assert!(seen.insert(source), "{source:?} has two committed outputs");
-        let uploaded = items[&source];
-        assert_eq!(output["key"], uploaded.upload.key, "{output}");
-        let named = output["model_version"].as_str().expect("a version");
-        let version = versions.iter().find(|version| version.served == named);
-        let version = version.unwrap_or_else(|| panic!("{named} was never registered"));
-        *made.entry(named.to_owned()).or_default() += 1;
-        match version.scores[&uploaded.expected.path] {
-            Some(score) => {
-                let difference = (output["score"].as_f64().expect("a score") - score).abs();
-                assert!(difference <= 1e-4, "{}: off by {difference} for {named}", uploaded.upload.key);
-            }
-            None => assert_eq!(output["status"], "rejected", "{output}"),
-        }
-        let row = &rows[output["id"].as_str().expect("an id")];
-        assert_eq!(row.score, output["score"].as_f64(), "the output carries the stored score");
-    }
-    assert_eq!(seen.len(), items.len(), "every item has an output");
-    made
+    let scores = versions.iter().map(|version| (version.served.as_str(), &version.scores)).collect();
+    versions::check(stack, &scores, items).await
 }
 
 /// Announces uploads, one every few milliseconds and round and round, until it is told to stop.

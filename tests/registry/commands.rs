@@ -76,10 +76,19 @@ impl Setup {
         shown.split(' ').next().unwrap().to_owned()
     }
 
-    /// What `score` writes of two pictures.
+    /// What `score` writes of two pictures, each generated: which of them a draft is learnt from is chance.
     async fn score(&self, checkpoint: &str) -> Vec<Value> {
-        let mut command =
-            self.command(&["score", "--format", "jsonl", "--batch-size", "1", "--checkpoint", checkpoint]);
+        let mut command = self.command(&[
+            "score",
+            "--format",
+            "jsonl",
+            "--decode",
+            "generate",
+            "--batch-size",
+            "1",
+            "--checkpoint",
+            checkpoint,
+        ]);
         command.args(pictures());
         let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -35,6 +35,11 @@ impl ObjectRef {
         }
     }
 
+    /// Whether a header can carry the etag (RFC 9110, 5.5). One that none can is no server's, and matches nothing.
+    pub fn etag_can_be_sent(&self) -> bool {
+        self.etag.as_ref().is_none_or(|etag| etag.bytes().all(|byte| matches!(byte, b' '..=b'~')))
+    }
+
     /// Whether [`ScoreId::derive`] has what it needs: a version id, or etag and size.
     pub fn is_pinned(&self) -> bool {
         self.version_id.is_some() || (self.etag.is_some() && self.size.is_some())

@@ -178,6 +178,9 @@ async fn what_is_not_there_is_gone_after_its_grace() {
 
     let nameless = fetcher.fetch(&ObjectRef::new(s3.bucket(), ""), LIMIT).await.unwrap_err();
     assert!(matches!(nameless, FetchError::Missing { .. }), "{nameless}");
+    let unsendable = ObjectRef { etag: Some("a\u{c}b".into()), ..ObjectRef::new(s3.bucket(), "nothing.jpg") };
+    let unsendable = fetcher.fetch(&unsendable, LIMIT).await.unwrap_err();
+    assert!(matches!(unsendable, FetchError::Missing { .. }), "{unsendable}");
 
     let grace = Duration::from_millis(400);
     let mut settings = settings(s3.endpoint(), s3.access_key(), s3.secret_key());

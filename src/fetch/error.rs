@@ -139,8 +139,8 @@ impl FetchError {
                 _ => {}
             }
         }
-        // The SDK refuses to ask for an object without a name.
-        if object.key.is_empty() {
+        // The SDK refuses to ask for an object without a name, or by an etag that no header can carry.
+        if object.key.is_empty() || !object.etag_can_be_sent() {
             return Self::Missing { object: object.to_string() };
         }
         Self::from_sdk(error, server, &object.to_string())

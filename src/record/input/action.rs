@@ -70,5 +70,16 @@ fn check_storable(object: &ObjectRef) -> Result<(), BadItem> {
             return Err(malformed(format!("the {name} is longer than {limit} bytes or holds a NUL")));
         }
     }
+    if !object.etag_can_be_sent() {
+        return Err(malformed(
+            "the etag holds what no HTTP header can carry; send it as S3 stated it".to_owned(),
+        ));
+    }
+    if !object.bucket.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte)) {
+        return Err(malformed(format!(
+            "{:?} is no bucket's name, which has letters, digits, '-', '.' and '_'; send the name alone",
+            object.bucket
+        )));
+    }
     Ok(())
 }

@@ -259,6 +259,18 @@ fn what_cannot_be_stored_is_refused() {
 }
 
 #[test]
+fn what_no_request_could_ask_for_is_refused() {
+    for etag in ["a\u{c}b", "\u{7f}", "tag\n", "ä"] {
+        assert_eq!(code(&json!({"bucket": "b", "key": "k", "etag": etag})), ErrorCode::MalformedEvent);
+    }
+    assert_eq!(scored(&json!({"bucket": "b", "key": "k", "etag": "W/\"a b\""})).etag.unwrap(), "W/\"a b");
+    for bucket in ["a b", "a/b", "a?b", "ä", "arn:aws:s3:eu-west-1:1:accesspoint/p", "b\u{1}"] {
+        assert_eq!(code(&json!({"bucket": bucket, "key": "k"})), ErrorCode::MalformedEvent, "{bucket}");
+    }
+    assert_eq!(scored(&json!({"bucket": "Old_Bucket.name-1", "key": "k"})).bucket, "Old_Bucket.name-1");
+}
+
+#[test]
 fn only_allowed_buckets_are_read_from() {
     let allowed = ["b".to_owned()];
     let of = |bucket: &str| {

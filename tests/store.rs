@@ -7,9 +7,11 @@ use roc4mllm::retry::RetrySettings;
 use roc4mllm::score::{Answer, DecodeKind, ItemStatus, ModelVersion, ScoreValue};
 use roc4mllm::secret::Secret;
 use roc4mllm::store::{
-    Cursor, KnownAnswer, Order, PAIRS_KEPT, PostgresSettings, ScoreRow, ShadowPair, ShadowSums,
-    SourcePosition, Store, StoreError, StoredScore, WriteRequest, write_batches,
+    Claim, ClaimedRun, Cursor, KnownAnswer, Order, PAIRS_KEPT, PostgresSettings, RunKind, RunOutcome,
+    RunVerdict, ScoreRow, ShadowPair, ShadowSums, SourcePosition, Store, StoreError, StoredScore,
+    WriteRequest, write_batches,
 };
+use serde_json::json;
 use sqlx::{Connection, PgConnection};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
@@ -725,21 +727,34 @@ async fn a_tally_counts_every_row_once_and_says_when_it_scales_up() {
 }
 
 #[tokio::test]
-async fn the_history_of_retraining_shows_what_the_table_has() {
-    let Fixture { store, database, .. } = fixture().await;
-    let mut connection = PgConnection::connect(database.url()).await.unwrap();
-    sqlx::query("DROP TABLE IF EXISTS retrain_runs").execute(&mut connection).await.unwrap();
-    assert_eq!(store.retrain_history(5).await.unwrap(), None);
+async fn the_history_of_retraining_shows_no_holder_and_no_token() {
+    let Fixture { store, database: _database, .. } = fixture().await;
+    assert_eq!(store.retrain_runs(5).await.unwrap(), []);
     assert_eq!(store.retrain_report(1).await.unwrap(), None);
-    let table =
-        "CREATE TABLE retrain_runs (id bigint, lease_token text, started_at timestamptz, report text)";
-    sqlx::query(table).execute(&mut connection).await.unwrap();
-    let rows = "INSERT INTO retrain_runs VALUES (1, 'secret', now() - interval '1 day', 's3://m/a/report.html'), \
-                (2, 'secret', now(), NULL)";
-    sqlx::query(rows).execute(&mut connection).await.unwrap();
-    let runs = store.retrain_history(5).await.unwrap().unwrap();
-    assert_eq!(runs.iter().map(|run| run["id"].as_i64()).collect::<Vec<_>>(), [Some(2), Some(1)]);
-    assert!(!format!("{runs:?}").contains("secret"), "{runs:?}");
-    assert_eq!(store.retrain_report(1).await.unwrap().as_deref(), Some("s3://m/a/report.html"));
-    assert_eq!(store.retrain_report(2).await.unwrap(), None);
+    let mut leases = Vec::new();
+    for outcome in [RunOutcome::Rejected, RunOutcome::Failed] {
+        let claim = store.claim_run(RunKind::Retrain, "the-holder", Duration::from_secs(60)).await.unwrap();
+        let Claim::Ours(ClaimedRun { lease, .. }) = claim else { panic!("{claim:?}") };
+        if outcome == RunOutcome::Rejected {
+            let report = "s3://m/a/report.html".to_owned();
+            let verdict = RunVerdict {
+                challenger: "b".to_owned(),
+                metrics: json!({}),
+                verdict: json!({"verdict": "rejected"}),
+                report,
+            };
+            store.judge_run(&lease, &verdict).await.unwrap();
+        }
+        store.end_run(&lease, outcome, "a reason", Some("a")).await.unwrap();
+        leases.push(lease);
+    }
+    let runs = store.retrain_runs(5).await.unwrap();
+    assert_eq!(runs.iter().map(|run| run.id).collect::<Vec<_>>(), [leases[1].run, leases[0].run]);
+    assert_eq!(store.retrain_runs(1).await.unwrap(), runs[..1]);
+    let shown = serde_json::to_string(&runs).unwrap();
+    assert!(!shown.contains("the-holder"), "{shown}");
+    assert!(leases.iter().all(|lease| !shown.contains(&lease.token.to_string())), "{shown}");
+    let report = store.retrain_report(leases[0].run).await.unwrap();
+    assert_eq!(report.as_deref(), Some("s3://m/a/report.html"));
+    assert_eq!(store.retrain_report(leases[1].run).await.unwrap(), None);
 }

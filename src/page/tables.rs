@@ -3,10 +3,12 @@
 use super::cache::{Aged, Cache};
 use crate::{
     labels::Scale,
-    store::{Order, RegisteredVersion, Reign, ShownFailure, ShownScore, Store, StoreError, Tally},
+    store::{
+        Order, RegisteredVersion, Reign, RetrainRun, ShownFailure, ShownScore, Store, StoreError, Tally,
+    },
 };
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
 use time::OffsetDateTime;
 
@@ -40,7 +42,7 @@ struct Images {
 struct ModelHistory {
     versions: Vec<RegisteredVersion>,
     reigns: Vec<Reign>,
-    runs: Option<Vec<Map<String, Value>>>,
+    runs: Vec<RetrainRun>,
 }
 
 /// A document of the page's API: data, its age, and why it is not newer.
@@ -139,7 +141,7 @@ impl Tables {
             Ok::<_, StoreError>(ModelHistory {
                 versions: self.store.versions().await?,
                 reigns: self.store.champion_history().await?,
-                runs: self.store.retrain_history(RUNS).await?,
+                runs: self.store.retrain_runs(RUNS).await?,
             })
         };
         let models = self.models.get(ask).await?;

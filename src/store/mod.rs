@@ -14,9 +14,8 @@ mod overview;
 mod pool;
 mod promotions;
 mod references;
-mod retrain_history;
-mod retrain_summary;
 mod row;
+mod run_history;
 mod runs;
 mod scan;
 mod scores;
@@ -34,11 +33,9 @@ pub use models::{NewVersion, RegisteredVersion, Serving, UnknownVersionStatus, V
 pub use overview::{Order, ShownFailure, ShownScore, Tally, VersionTally};
 pub use pool::{PostgresSettings, Store};
 pub use promotions::{Promotion, Reign, Terms};
-pub use retrain_summary::RetrainSummary;
 pub use row::{KnownAnswer, ScoreRow, SourcePosition, StoredScore};
-pub use runs::{
-    Claim, ClaimedRun, HeldRun, RetrainRun, RunError, RunKind, RunLease, RunOutcome, RunPlan, RunVerdict,
-};
+pub use run_history::{RetrainRun, RetrainSummary};
+pub use runs::{Claim, ClaimedRun, HeldRun, RunError, RunKind, RunLease, RunOutcome, RunPlan, RunVerdict};
 pub use scan::ObjectPage;
 pub use shadow::{PAIRS_KEPT, ShadowPair, ShadowRecord, ShadowSums};
 pub use sides::{PhotoSide, Stratum};

@@ -1,4 +1,4 @@
-//! Reads and writes of `retrain_runs`: one run at a time, by a lease that a heartbeat keeps.
+//! Writes of `retrain_runs`: one run at a time, by a lease that a heartbeat keeps.
 //!
 //! All times are the server's own, so that two machines' clocks need not agree. Whoever holds the lease
 //! has its token, and every write names it: a process that slept through its lease changes nothing more.
@@ -7,11 +7,10 @@ use crate::store::error::StoreError;
 use crate::store::pool::Store;
 use serde::Serialize;
 use serde_json::Value;
+use sqlx::Row;
 use sqlx::postgres::{PgConnection, PgRow};
-use sqlx::{AssertSqlSafe, Row};
 use std::fmt;
 use std::time::Duration;
-use time::OffsetDateTime;
 use uuid::Uuid;
 
 /// Lets readers through and makes writers wait; held to the end of the transaction.
@@ -189,28 +188,6 @@ pub enum RunError {
     Lost(i64),
 }
 
-/// A row of `retrain_runs`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct RetrainRun {
-    pub id: i64,
-    pub kind: String,
-    pub outcome: Option<String>,
-    pub reason: Option<String>,
-    pub attempts: i32,
-    pub stage: Option<String>,
-    pub champion: Option<String>,
-    pub after_label: Option<i64>,
-    pub upto_label: Option<i64>,
-    pub dataset: Option<String>,
-    pub counts: Option<Value>,
-    pub challenger: Option<String>,
-    pub metrics: Option<Value>,
-    pub verdict: Option<Value>,
-    pub report: Option<String>,
-    #[serde(with = "time::serde::rfc3339")]
-    pub started_at: OffsetDateTime,
-}
-
 impl Store {
     /// Begins a run, or goes on with one that nobody works on any more. A trial that nobody works on is ended
     /// as abandoned when a retraining run begins; the other way round, a trial waits.
@@ -353,18 +330,6 @@ impl Store {
         .map(drop)
     }
 
-    /// The latest runs, the last one first.
-    pub async fn retrain_runs(&self, limit: u32) -> Result<Vec<RetrainRun>, StoreError> {
-        const COLUMNS: &str = "id, kind, outcome, reason, attempts, stage, champion, after_label, upto_label, \
-                               dataset, counts, challenger, metrics, verdict, report, started_at";
-        let statement = format!("SELECT {COLUMNS} FROM retrain_runs ORDER BY id DESC LIMIT $1");
-        self.transaction(async |transaction| {
-            let query = sqlx::query(AssertSqlSafe(statement)).persistent(false).bind(i64::from(limit));
-            query.fetch_all(&mut **transaction).await?.iter().map(read_run).collect()
-        })
-        .await
-    }
-
     async fn change_run(
         &self,
         lease: &RunLease,
@@ -406,25 +371,4 @@ fn read_plan(row: &PgRow) -> Result<Option<RunPlan>, sqlx::Error> {
         upto: row.try_get("upto_label")?,
         dataset,
     }))
-}
-
-fn read_run(row: &PgRow) -> Result<RetrainRun, sqlx::Error> {
-    Ok(RetrainRun {
-        id: row.try_get("id")?,
-        kind: row.try_get("kind")?,
-        outcome: row.try_get("outcome")?,
-        reason: row.try_get("reason")?,
-        attempts: row.try_get("attempts")?,
-        stage: row.try_get("stage")?,
-        champion: row.try_get("champion")?,
-        after_label: row.try_get("after_label")?,
-        upto_label: row.try_get("upto_label")?,
-        dataset: row.try_get("dataset")?,
-        counts: row.try_get("counts")?,
-        challenger: row.try_get("challenger")?,
-        metrics: row.try_get("metrics")?,
-        verdict: row.try_get("verdict")?,
-        report: row.try_get("report")?,
-        started_at: row.try_get("started_at")?,
-    })
 }

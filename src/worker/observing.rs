@@ -25,7 +25,7 @@ pub(super) async fn observe(
 ) {
     loop {
         match store.retrain_summary().await {
-            Ok(summary) => drop(retraining.send_replace(summary)),
+            Ok(summary) => drop(retraining.send_replace(Some(summary))),
             Err(error) => tracing::debug!(%error, "Postgres says nothing of retraining"),
         }
         for wanted in scores.unreferenced() {

@@ -7,7 +7,10 @@ use crate::{
 };
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, NoLabelSet, text},
+    encoding::{
+        DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, MetricEncoder, NoLabelSet,
+        text,
+    },
     metrics::{
         MetricType,
         counter::Counter,
@@ -129,11 +132,13 @@ impl Collector for Sampled {
         match sample {
             Sample::Total(total) => metric.encode_counter::<NoLabelSet, _, f64>(&total, None),
             Sample::Totals(totals) => totals.iter().try_for_each(|(labels, total)| {
-                metric.encode_family(labels)?.encode_counter::<NoLabelSet, _, f64>(total, None)
+                labelled(&mut metric, labels, |metric| {
+                    metric.encode_counter::<NoLabelSet, _, f64>(total, None)
+                })
             }),
-            Sample::Levels(levels) => levels
-                .iter()
-                .try_for_each(|(labels, level)| metric.encode_family(labels)?.encode_gauge(level)),
+            Sample::Levels(levels) => levels.iter().try_for_each(|(labels, level)| {
+                labelled(&mut metric, labels, |metric| metric.encode_gauge(level))
+            }),
             Sample::Distribution { sum, buckets } => {
                 let count = buckets.iter().map(|(_, count)| count).sum();
                 metric.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
@@ -141,11 +146,23 @@ impl Collector for Sampled {
             Sample::Distributions(distributions) => {
                 distributions.iter().try_for_each(|(labels, sum, buckets)| {
                     let count = buckets.iter().map(|(_, count)| count).sum();
-                    metric.encode_family(labels)?.encode_histogram::<NoLabelSet>(*sum, count, buckets, None)
+                    labelled(&mut metric, labels, |metric| {
+                        metric.encode_histogram::<NoLabelSet>(*sum, count, buckets, None)
+                    })
                 })
             }
         }
     }
+}
+
+/// Encodes one value under its labels. An empty set of them would be written as `name{}`, which not every reader
+/// of the format expects.
+fn labelled(
+    metric: &mut MetricEncoder,
+    labels: &Labels,
+    encode: impl FnOnce(&mut MetricEncoder) -> fmt::Result,
+) -> fmt::Result {
+    if labels.is_empty() { encode(metric) } else { encode(&mut metric.encode_family(labels)?) }
 }
 
 /// The process's metrics.
@@ -403,6 +420,11 @@ mod tests {
                 read: Box::new(|| Sample::Levels(vec![(vec![("partition", "3".into())], 7.0)])),
             },
             Sampled {
+                name: "paused",
+                help: "1 while paused",
+                read: Box::new(|| Sample::Levels(vec![(vec![], 1.0)])),
+            },
+            Sampled {
                 name: "batch_size",
                 help: "Images a batch",
                 read: Box::new(|| Sample::Distribution {
@@ -417,10 +439,12 @@ mod tests {
         for line in [
             "roc4mllm_batches_total 2.0",
             r#"roc4mllm_lag_records{partition="3"} 7.0"#,
+            "roc4mllm_paused 1.0",
             r#"roc4mllm_batch_size_bucket{le="+Inf"} 2"#,
             "roc4mllm_batch_size_count 2",
         ] {
             assert!(text.lines().any(|shown| shown == line), "{line} not in\n{text}");
         }
+        assert!(!text.contains("{}"), "{text}");
     }
 }

@@ -184,8 +184,5 @@ impl Worker {
 
 /// The value of one sample in the Prometheus text format.
 fn sample(text: &str, name: &str) -> Option<f64> {
-    text.lines().find_map(|line| {
-        let rest = line.strip_prefix(name)?;
-        rest.strip_prefix("{}").unwrap_or(rest).strip_prefix(' ')?.split(' ').next()?.parse().ok()
-    })
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.split(' ').next()?.parse().ok())
 }

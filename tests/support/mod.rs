@@ -54,9 +54,5 @@ pub fn score_images(checkpoint: &Path, images: &[PathBuf]) -> Vec<Expected> {
 
 /// The value of one sample in the Prometheus text format.
 pub fn metric(text: &str, name: &str) -> Option<f64> {
-    text.lines().find_map(|line| {
-        let rest = line.strip_prefix(name)?;
-        // A family's only member may have no labels.
-        rest.strip_prefix("{}").unwrap_or(rest).strip_prefix(' ')?.split(' ').next()?.parse().ok()
-    })
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.split(' ').next()?.parse().ok())
 }

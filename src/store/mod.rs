@@ -9,6 +9,7 @@ mod contents;
 mod error;
 mod labels;
 mod look_ups;
+mod migrate;
 mod models;
 mod overview;
 mod pool;

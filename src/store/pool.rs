@@ -12,11 +12,8 @@ use std::time::Duration;
 use tokio::time::timeout;
 use url::Url;
 
-/// Two workers that start at once migrate one after the other. The number is nobody else's.
-const MIGRATION_LOCK: &str = "SELECT pg_advisory_xact_lock(7095321847265)";
 /// Beyond the server's own statement timeout, so that its error arrives first.
 const GRACE: Duration = Duration::from_secs(2);
-const MIGRATION_DEADLINE: Duration = Duration::from_secs(300);
 
 /// Configuration section `postgres`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -182,29 +179,9 @@ impl Store {
         }
     }
 
-    /// Brings the schema up to date. Any number of processes may do so at once: an advisory lock
-    /// lets one work while the others wait. A schema newer than this release is left alone.
-    pub async fn migrate(&self) -> Result<(), StoreError> {
-        let migrate = async {
-            let mut connection = PgConnection::connect_with(&self.options).await?;
-            let mut migrator = sqlx::migrate!("./migrations");
-            migrator.set_ignore_missing(true).set_locking(false);
-            // All in one transaction, with a lock that ends with it: behind a pgbouncer in transaction
-            // mode nothing else stays on one connection. The migrator names its statements, and the
-            // names would be in the way of whoever gets that connection next.
-            let mut transaction = connection.begin().await?;
-            sqlx::raw_sql("DEALLOCATE ALL").execute(&mut *transaction).await?;
-            sqlx::raw_sql(MIGRATION_LOCK).execute(&mut *transaction).await?;
-            migrator.run(&mut *transaction).await?;
-            sqlx::raw_sql("DEALLOCATE ALL").execute(&mut *transaction).await?;
-            transaction.commit().await?;
-            connection.close().await?;
-            Ok(())
-        };
-        match timeout(MIGRATION_DEADLINE, migrate).await {
-            Ok(result) => result.map_err(|error| StoreError::from_migration(&self.server, error)),
-            Err(_) => Err(self.timed_out(MIGRATION_DEADLINE)),
-        }
+    /// For connections that are not the pool's.
+    pub(super) fn options(&self) -> &PgConnectOptions {
+        &self.options
     }
 
     /// Closes the pool once its connections are idle.
@@ -239,7 +216,7 @@ impl Store {
         StoreError::from_sqlx(&self.server, error)
     }
 
-    fn timed_out(&self, after: Duration) -> StoreError {
+    pub(super) fn timed_out(&self, after: Duration) -> StoreError {
         let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
         StoreError::TimedOut { server: self.server.clone(), after_ms }
     }

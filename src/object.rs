@@ -6,13 +6,17 @@ use sha2::{Digest, Sha256};
 use std::{fmt, sync::Arc};
 use uuid::Uuid;
 
+/// S3's name for the version of an object that was written while its bucket had no versions.
+pub const NULL_VERSION: &str = "null";
+
 /// One S3 object, as exactly as the event named it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ObjectRef {
     pub bucket: String,
     /// The raw key: form-decoding has been done where the envelope asks for it.
     pub key: String,
-    /// `None` for an unversioned object (`null`, `""` and `"null"` on the wire).
+    /// `None` for an unversioned object (`null`, `""` and `"null"` on the wire). Only what is to be removed may
+    /// be [`NULL_VERSION`], which is all unversioned ones, whereas `None` is every version.
     pub version_id: Option<String>,
     /// Without quotes.
     pub etag: Option<String>,

@@ -242,6 +242,33 @@ async fn removing_one_version_leaves_the_others() {
     assert!(stored[&second].deleted_at.is_none());
 }
 
+/// A bucket had photos before it had versions: these are its versions `null`.
+#[tokio::test]
+async fn removing_the_null_version_leaves_the_others() {
+    let Fixture { store, database: _database, .. } = fixture().await;
+    let version = |version: Option<&str>, sequencer| {
+        Some(ObjectRef { version_id: version.map(str::to_owned), ..object("a.jpg", Some(sequencer)) })
+    };
+    let (null, first) = (new_id(), new_id());
+    let rows = [
+        ScoreRow { object: version(None, "1"), ..scored(null, "a.jpg", 1.0) },
+        ScoreRow { object: version(Some("v1"), "2"), ..scored(first, "a.jpg", 2.0) },
+    ];
+    store.upsert(&rows).await.unwrap();
+    let removal = ScoreRow { object: version(Some("null"), "3"), ..removed(new_id(), "3") };
+    store.upsert(&[removal]).await.unwrap();
+    let (late, again, second) = (new_id(), new_id(), new_id());
+    let rows = [
+        ScoreRow { object: version(None, "2"), ..scored(late, "a.jpg", 1.0) },
+        ScoreRow { object: version(None, "4"), ..scored(again, "a.jpg", 1.0) },
+        ScoreRow { object: version(Some("v2"), "2"), ..scored(second, "a.jpg", 2.0) },
+    ];
+    store.upsert(&rows).await.unwrap();
+    let stored = store.lookup(&[null, first, late, again, second]).await.unwrap();
+    let marked = [null, first, late, again, second].map(|id| stored[&id].deleted_at.is_some());
+    assert_eq!(marked, [true, false, true, false, false]);
+}
+
 #[tokio::test]
 async fn a_version_that_was_removed_needs_no_sequencer_to_stay_removed() {
     let Fixture { store, database: _database, .. } = fixture().await;

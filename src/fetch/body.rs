@@ -2,7 +2,7 @@
 
 use crate::fetch::error::FetchError;
 use crate::fetch::{FetchedImage, Fetcher, S3Settings, unquoted};
-use crate::object::ObjectRef;
+use crate::object::{NULL_VERSION, ObjectRef};
 use aws_sdk_s3::error::DisplayErrorContext;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::primitives::ByteStream;
@@ -161,7 +161,7 @@ impl<'a> Download<'a> {
     fn begin(&mut self, response: &GetObjectOutput) -> Result<(), FetchError> {
         let total = response.content_length().and_then(|length| u64::try_from(length).ok());
         let etag = response.e_tag().map(unquoted);
-        let version_id = response.version_id().filter(|version| *version != "null").map(str::to_owned);
+        let version_id = response.version_id().filter(|version| *version != NULL_VERSION).map(str::to_owned);
         // A server that ignores If-Match is found out here.
         if let (None, Some(expected), Some(etag)) = (&self.object.version_id, &self.object.etag, &etag)
             && expected != etag

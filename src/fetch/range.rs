@@ -3,7 +3,7 @@
 use crate::fetch::body::{BodyEnd, read_body};
 use crate::fetch::upload::DIGEST_METADATA;
 use crate::fetch::{FetchError, Fetcher, unquoted};
-use crate::object::ObjectRef;
+use crate::object::{NULL_VERSION, ObjectRef};
 use bytes::{Bytes, BytesMut};
 use std::ops::Range;
 
@@ -28,7 +28,7 @@ impl Fetcher {
         let sha256 = head.metadata().and_then(|metadata| metadata.get(DIGEST_METADATA)).cloned();
         let object = ObjectRef {
             etag: head.e_tag().map(unquoted),
-            version_id: head.version_id().filter(|version| *version != "null").map(str::to_owned),
+            version_id: head.version_id().filter(|version| *version != NULL_VERSION).map(str::to_owned),
             size,
             ..ObjectRef::new(&object.bucket, &object.key)
         };

@@ -47,8 +47,9 @@ WHERE (stored.status <> 'scored' AND excluded.status = 'scored')
        AND excluded.sequencer > coalesce(stored.sequencer, ''))
 RETURNING id";
 
-/// Marks the rows that a removal is about: those of its key (and version, if it names one) that
-/// are not newer. A row without sequencer was there when the removal came, so it counts as older.
+/// Marks the rows that a removal is about: those of its key (and version, if it names one; `null` is that of
+/// every row without one) that are not newer. A row without sequencer was there when the removal came, so it
+/// counts as older.
 const MARK_REMOVED: &str = "
 UPDATE scores SET deleted_at = removed.at
 FROM (
@@ -57,7 +58,7 @@ FROM (
         AS removal (bucket, object_key, version_id, sequencer, at)
     JOIN scores doomed ON doomed.bucket = removal.bucket AND doomed.object_key = removal.object_key
     WHERE doomed.deleted_at IS NULL
-        AND (removal.version_id IS NULL OR doomed.version_id = removal.version_id)
+        AND (removal.version_id IS NULL OR coalesce(doomed.version_id, 'null') = removal.version_id)
         AND (removal.sequencer IS NULL OR doomed.sequencer IS NULL OR doomed.sequencer <= removal.sequencer)
     ORDER BY doomed.id
     FOR UPDATE OF doomed
@@ -65,7 +66,8 @@ FROM (
 WHERE scores.id = removed.id";
 
 /// Marks rows just written whose object was removed by an event that was processed before them. A
-/// version never comes back, so its removal needs no sequencer to be the later event.
+/// version never comes back, so its removal needs no sequencer to be the later event; the key and its version
+/// `null` do.
 const APPLY_TOMBSTONES: &str = "
 UPDATE scores SET deleted_at = removed.at
 FROM (
@@ -75,7 +77,8 @@ FROM (
         ON tombstone.bucket = doomed.bucket AND tombstone.object_key = doomed.object_key
         AND tombstone.status = 'deleted'
         AND (tombstone.version_id = doomed.version_id
-            OR (tombstone.version_id IS NULL AND tombstone.sequencer >= doomed.sequencer))
+            OR ((tombstone.version_id IS NULL OR (tombstone.version_id = 'null' AND doomed.version_id IS NULL))
+                AND tombstone.sequencer >= doomed.sequencer))
     WHERE doomed.id = ANY($1) AND doomed.deleted_at IS NULL
     ORDER BY doomed.id
     FOR UPDATE OF doomed

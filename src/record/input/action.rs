@@ -3,7 +3,7 @@
 use super::fields::malformed;
 use super::{BadItem, Item};
 use crate::fault::{ErrorCode, ItemError, Stage};
-use crate::object::ObjectRef;
+use crate::object::{NULL_VERSION, ObjectRef};
 
 /// S3 allows keys of at most this many bytes, and so do version ids here.
 const KEY_LIMIT: usize = 1024;
@@ -13,6 +13,9 @@ const BUCKET_LIMIT: usize = 255;
 pub(super) enum Action {
     Score,
     /// Of the version that the event names, or of the key where it names none.
+    ///
+    /// In a bucket that has versions, what was there before them is the version `null`: its removal is not that
+    /// of the key.
     Delete,
     /// Whatever version the event names: a delete marker has a version id of its own, which is none of
     /// the object's.
@@ -22,14 +25,18 @@ pub(super) enum Action {
 impl Action {
     /// Normalises the object and says what to do with it.
     pub(super) fn on(self, mut object: ObjectRef) -> Result<Item, BadItem> {
-        object.version_id = object.version_id.filter(|version| !version.is_empty() && version != "null");
+        object.version_id = object.version_id.filter(|version| !version.is_empty());
+        let null_version = object.version_id.take_if(|version| version.as_str() == NULL_VERSION);
         object.etag =
             object.etag.map(|etag| etag.trim_matches('"').to_owned()).filter(|etag| !etag.is_empty());
         object.sequencer = object.sequencer.filter(|sequencer| !sequencer.is_empty());
         check_storable(&object)?;
         Ok(match self {
             Self::Score => Item::Score(object),
-            Self::Delete => Item::Delete(object),
+            Self::Delete => {
+                object.version_id = object.version_id.or(null_version);
+                Item::Delete(object)
+            }
             Self::DeleteKey => Item::Delete(ObjectRef { version_id: None, ..object }),
         })
     }

@@ -65,7 +65,10 @@ fn action_of(event: &str) -> Option<Action> {
     if event.starts_with("ObjectCreated:") {
         return Some(Action::Score);
     }
-    match event.strip_prefix("ObjectRemoved:")? {
+    // What lifecycle rules remove is gone as well.
+    let removal =
+        event.strip_prefix("ObjectRemoved:").or_else(|| event.strip_prefix("LifecycleExpiration:"))?;
+    match removal {
         // The second one is MinIO's, when lifecycle rules remove an object with all its versions.
         "DeleteMarkerCreated" | "DeleteAllVersions" => Some(Action::DeleteKey),
         _ => Some(Action::Delete),

@@ -165,6 +165,13 @@ fn a_removal_is_of_one_version_and_a_delete_marker_of_the_key() {
     assert_eq!(of_s3("ObjectRemoved:DeleteMarkerCreated"), ("k".into(), None));
     assert_eq!(of_s3("s3:ObjectRemoved:DeleteMarkerCreated"), ("k".into(), None));
     assert_eq!(of_s3("s3:ObjectRemoved:DeleteAllVersions"), ("k".into(), None));
+    assert_eq!(of_s3("s3:LifecycleExpiration:Delete"), ("k".into(), Some("v1".into())));
+    assert_eq!(of_s3("s3:LifecycleExpiration:DeleteMarkerCreated"), ("k".into(), None));
+    for (version, named) in [(json!(null), None), (json!(""), None), (json!("null"), Some("null".into()))] {
+        let mut record = s3_record("s3:ObjectRemoved:Delete", "b", "k");
+        record["s3"]["object"]["versionId"] = version;
+        assert_eq!(removed(&json!({"Records": [record]})), ("k".into(), named));
+    }
     let mut bridged = event_bridge("Object Deleted", "k");
     assert_eq!(removed(&bridged), ("k".into(), Some("IYV3".into())));
     bridged["detail"]["deletion-type"] = json!("Permanently Deleted");

@@ -6,13 +6,15 @@ mod client;
 mod error;
 mod hedge;
 mod limiter;
+mod local_file;
 mod range;
 mod upload;
 
 pub use error::FetchError;
 pub use limiter::Slot;
+pub use local_file::LocalFile;
 pub use range::ObjectHead;
-pub use upload::{LocalFile, UploadError, Uploader};
+pub use upload::{UploadError, Uploader};
 
 use crate::fault::Disposition;
 use crate::fetch::limiter::{Limiter, Load};

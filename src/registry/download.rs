@@ -4,6 +4,7 @@ use super::{
     RegistryError, RegistrySettings,
     address::S3Address,
     cache::{Cache, Claim, Lease},
+    file_sink::FileSink,
     manifest::{MANIFEST_NAME, Manifest, ManifestError, Origin, sha256},
     progress::Progress,
 };
@@ -17,8 +18,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use sha2::{Digest as _, Sha256};
 use std::{
-    fs::{self, File},
-    io::{self, Read, Write},
+    fs,
     path::{Path, PathBuf},
 };
 use time::OffsetDateTime;
@@ -391,51 +391,6 @@ fn check_cached(lease: Lease, published: Option<Manifest>, verified: bool) -> Re
     }
 }
 
-/// A file that grows at its end, with the digest of all that is in it.
-struct FileSink {
-    path: PathBuf,
-    file: File,
-    hasher: Sha256,
-}
-
-impl FileSink {
-    /// Opens what there is of the file, up to `limit` bytes; how many there are.
-    fn open(path: &Path, limit: u64) -> Result<(Self, u64), RegistryError> {
-        let failed = |doing| RegistryError::cache(path, doing);
-        let mut options = File::options();
-        options.create(true).truncate(false).read(true).write(true);
-        let mut file = options.open(path).map_err(failed("opening it"))?;
-        if file.metadata().map_err(failed("looking at it"))?.len() > limit {
-            file.set_len(0).map_err(failed("emptying it"))?;
-        }
-        let mut hasher = Sha256::new();
-        let mut buffer = vec![0_u8; 1 << 20];
-        let mut there = 0;
-        loop {
-            match file.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(count) => {
-                    hasher.update(&buffer[..count]);
-                    there += count as u64;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(failed("reading it")(error)),
-            }
-        }
-        Ok((Self { path: path.to_owned(), file, hasher }, there))
-    }
-
-    fn append(&mut self, content: &[u8]) -> Result<(), RegistryError> {
-        self.hasher.update(content);
-        self.file.write_all(content).map_err(RegistryError::cache(&self.path, "writing it"))
-    }
-
-    fn finish(self) -> Result<String, RegistryError> {
-        self.file.sync_all().map_err(RegistryError::cache(&self.path, "writing it"))?;
-        Ok(hexadecimal(&self.hasher.finalize()))
-    }
-}
-
 /// Runs what waits for the disk or a lock where it holds up no other task.
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, RegistryError> + Send + 'static,
@@ -468,23 +423,5 @@ mod tests {
         assert_eq!(taken(&[&beside[..], &torch[..]].concat()), expected);
         let both = taken(&[&beside[..], &torch[..], &["model.safetensors", "tokenizer.model"][..]].concat());
         assert_eq!(both, ["config.json", "model.safetensors", "tokenizer.model"]);
-    }
-
-    #[test]
-    fn a_file_goes_on_where_it_ended() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("weights");
-        let content = [7_u8; 3000];
-        let (mut sink, there) = FileSink::open(&path, 3000).unwrap();
-        assert_eq!(there, 0);
-        sink.append(&content[..1234]).unwrap();
-        drop(sink);
-        let (mut sink, there) = FileSink::open(&path, 3000).unwrap();
-        assert_eq!(there, 1234);
-        sink.append(&content[1234..]).unwrap();
-        assert_eq!(sink.finish().unwrap(), sha256(&content));
-        assert_eq!(fs::read(&path).unwrap(), content);
-        let (_, there) = FileSink::open(&path, 2999).unwrap();
-        assert_eq!(there, 0, "what is too long is something else");
     }
 }

@@ -13,6 +13,7 @@ mod address;
 mod cache;
 mod download;
 mod error;
+mod file_sink;
 mod manifest;
 mod progress;
 mod publish;

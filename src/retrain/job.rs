@@ -3,14 +3,14 @@
 use super::{
     cache::{CachedPhotos, PhotoCache},
     dataset::Dataset,
-    error::{RetrainError, blocking},
+    error::RetrainError,
     fetching::{Fetched, PhotoSource},
-    judge::{Judge, Judgement},
+    finish::Finish,
+    judge::Judge,
     lease::{Heartbeat, Watch},
     need::NothingToDo,
     prepare::Preparation,
-    publishing::{Publisher, shown_metrics},
-    report::write_report,
+    publishing::Publisher,
     select,
     training::Training,
 };
@@ -19,54 +19,16 @@ use crate::{
     failpoint,
     fetch::{Fetcher, S3Settings},
     labels::{LabelledObject, Scale},
-    model::{checkpoint::Checkpoint, config::ModelConfig},
-    registry::{Origin, Registry, RegistryError},
-    store::{
-        Claim, ClaimedRun, HeldRun, RegisteredVersion, RunKind, RunLease, RunOutcome, RunPlan, RunVerdict,
-        Store,
-    },
+    model::config::ModelConfig,
+    registry::{Registry, RegistryError},
+    store::{Claim, ClaimedRun, HeldRun, RegisteredVersion, RunKind, RunLease, RunOutcome, RunPlan, Store},
 };
 use futures_util::FutureExt;
-use serde_json::{Map, Value};
 use std::{
-    fmt, fs,
+    fs,
     future::Future,
     path::{Path, PathBuf},
 };
-
-/// What became of a run.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Finish {
-    /// The challenger is the champion.
-    Accepted { run: i64, version: String, verdict: String, report: String },
-    /// The champion stays.
-    Rejected { run: i64, version: String, verdict: String, report: String },
-    /// There are too few new labels.
-    NothingToDo { run: i64, reason: String },
-    /// Another process is at it.
-    Held(HeldRun),
-}
-
-impl fmt::Display for Finish {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Accepted { run, version, verdict, report } => {
-                write!(formatter, "run {run}: {verdict}\n{version} is the champion")?;
-                shown(report, formatter)
-            }
-            Self::Rejected { run, version, verdict, report } => {
-                write!(formatter, "run {run}: {verdict}\n{version} is not promoted")?;
-                shown(report, formatter)
-            }
-            Self::NothingToDo { run, reason } => write!(formatter, "run {run}: nothing to do: {reason}"),
-            Self::Held(held) => write!(formatter, "nothing to do: {held}"),
-        }
-    }
-}
-
-fn shown(report: &str, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-    if report.is_empty() { Ok(()) } else { write!(formatter, "\nthe report is {report}") }
-}
 
 /// What runs work with.
 pub(super) struct Job<'a> {
@@ -346,111 +308,6 @@ impl<'a> Job<'a> {
             gate: gate.clone(),
             cache: self.cache.clone(),
         }
-    }
-
-    /// Has follow from the verdict what follows, and ends the run.
-    async fn conclude(
-        &self,
-        lease: &RunLease,
-        champion: &RegisteredVersion,
-        challenger: &Path,
-        dataset: &Dataset,
-        judgement: &Judgement,
-        watch: &Watch,
-    ) -> Result<Finish, RetrainError> {
-        watch.begin("publishing", 0);
-        let accepted = judgement.verdict.is_accepted();
-        let page = self.report(lease.run, judgement, dataset).await?;
-        let path = challenger.to_owned();
-        let version = blocking(move || {
-            let digest = Checkpoint::open(&path).and_then(|checkpoint| checkpoint.digest());
-            Ok(digest.map_err(RegistryError::from)?.name())
-        })
-        .await?;
-        // The very files of the champion are published already.
-        let publishes = version != champion.version && (accepted || self.config.retrain.publish_rejected);
-        let report = match publishes {
-            true => {
-                let origin = Origin {
-                    parent: Some(champion.version.clone()),
-                    dataset: Some(dataset.digest()?),
-                    metrics: Some(shown_metrics(judgement)),
-                };
-                let (_, report) = self.publisher.publish(challenger, origin, &page).await?;
-                self.store.set_label_watermark(&version, dataset.upto).await?;
-                failpoint::reach("challenger-published");
-                report
-            }
-            false => page.display().to_string(),
-        };
-        self.record(lease, &version, judgement, &report).await?;
-        let (run, verdict) = (lease.run, judgement.verdict.to_string());
-        let outcome = match accepted {
-            true => {
-                self.publisher.promote(&version, &champion.version).await?;
-                failpoint::reach("challenger-promoted");
-                RunOutcome::Accepted
-            }
-            false => {
-                if publishes {
-                    self.publisher.reject(&version).await?;
-                }
-                RunOutcome::Rejected
-            }
-        };
-        self.store.end_run(lease, outcome, &verdict, None).await?;
-        Ok(match accepted {
-            true => Finish::Accepted { run, version, verdict, report },
-            false => Finish::Rejected { run, version, verdict, report },
-        })
-    }
-
-    pub async fn record(
-        &self,
-        lease: &RunLease,
-        challenger: &str,
-        judgement: &Judgement,
-        report: &str,
-    ) -> Result<(), RetrainError> {
-        let verdict = RunVerdict {
-            challenger: challenger.to_owned(),
-            metrics: judgement.metrics()?.into(),
-            verdict: serde_json::to_value(&judgement.verdict)?,
-            report: report.to_owned(),
-        };
-        Ok(self.store.judge_run(lease, &verdict).await?)
-    }
-
-    /// Writes the page; where it is.
-    pub async fn report(
-        &self,
-        run: i64,
-        judgement: &Judgement,
-        dataset: &Dataset,
-    ) -> Result<PathBuf, RetrainError> {
-        let folder = self.config.retrain.work_dir.join("reports");
-        fs::create_dir_all(&folder).map_err(RetrainError::io(&folder, "creating the folder"))?;
-        let path = folder.join(format!("run-{run}.html"));
-        let settings = self.shown_settings(dataset)?;
-        let (judgement, dataset, page) = (judgement.clone(), dataset.clone(), path.clone());
-        let (cache, images) = (self.cache.clone(), self.config.image.clone());
-        blocking(move || {
-            let title = format!("Retraining run {run}");
-            write_report(&page, title, &judgement, &dataset, settings, &cache, &images)
-        })
-        .await?;
-        Ok(path)
-    }
-
-    fn shown_settings(&self, dataset: &Dataset) -> Result<Vec<(String, String)>, RetrainError> {
-        let mut settings = vec![
-            ("champion".to_owned(), dataset.champion.clone()),
-            ("labels".to_owned(), format!("{} to {}", dataset.after, dataset.upto)),
-            ("data set".to_owned(), dataset.digest()?),
-        ];
-        let counts: Map<String, Value> = serde_json::from_value(serde_json::to_value(dataset.counts)?)?;
-        settings.extend(counts.into_iter().map(|(name, value)| (name.replace('_', " "), value.to_string())));
-        Ok(settings)
     }
 
     /// The folder of a run; those of other runs are removed.

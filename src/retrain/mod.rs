@@ -11,9 +11,11 @@
 
 pub mod assemble;
 pub mod cache;
+mod conclusion;
 pub mod dataset;
 mod error;
 pub mod fetching;
+mod finish;
 pub mod gold;
 mod job;
 pub mod judge;
@@ -30,6 +32,7 @@ pub mod training;
 mod trial;
 
 pub use error::RetrainError;
-pub use job::{Finish, run};
+pub use finish::Finish;
+pub use job::run;
 pub use settings::RetrainSettings;
 pub use trial::{Tried, try_checkpoint};

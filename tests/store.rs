@@ -714,6 +714,28 @@ async fn the_agreement_of_a_shadow_is_summed_over_workers_and_sampled() {
 }
 
 #[tokio::test]
+async fn a_shadow_waits_for_no_other_to_trim_the_sample() {
+    let Fixture { store, database, .. } = fixture().await;
+    let mut connection = PgConnection::connect(database.url()).await.unwrap();
+    let mut trimming = connection.begin().await.unwrap();
+    let lock = "SELECT pg_advisory_xact_lock(hashtextextended('shadow candidate champion', 0))";
+    sqlx::query(lock).execute(&mut *trimming).await.unwrap();
+    let mut pairs: Vec<ShadowPair> = (0..PAIRS_KEPT + 50).map(shadow_pair).collect();
+    store.record_shadow("candidate", "champion", &pairs).await.unwrap();
+    let kept = async || store.shadow_records("candidate").await.unwrap().remove(0).sample;
+    pairs.sort_by_key(|pair| pair.id);
+    assert_eq!(kept().await, pairs[..PAIRS_KEPT as usize], "what is not trimmed yet is not read");
+    let rows = "SELECT count(*) FROM shadow_pairs";
+    let count: i64 = sqlx::query_scalar(rows).fetch_one(&mut *trimming).await.unwrap();
+    assert_eq!(count, PAIRS_KEPT + 50);
+    trimming.commit().await.unwrap();
+    store.record_shadow("candidate", "champion", &[]).await.unwrap();
+    let count: i64 = sqlx::query_scalar(rows).fetch_one(&mut connection).await.unwrap();
+    assert_eq!(count, PAIRS_KEPT);
+    assert_eq!(kept().await, pairs[..PAIRS_KEPT as usize]);
+}
+
+#[tokio::test]
 async fn a_tally_counts_every_row_once_and_says_when_it_scales_up() {
     let Fixture { store, database, .. } = fixture().await;
     let scores = [-3.0, 1.0, 1.2, 5.5, 9.99, 10.0, 12.0];

@@ -7,7 +7,7 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
-/// Pairs that are kept of each candidate and champion.
+/// Pairs that are kept of each candidate and champion, but for those that wait to be trimmed.
 pub const PAIRS_KEPT: i64 = 2_000;
 
 /// One image as both models score it.
@@ -77,7 +77,7 @@ pub struct ShadowRecord {
     pub sample: Vec<ShadowPair>,
 }
 
-/// First of all, so that its row lock has workers change the sample one after the other.
+/// Last of all, so that its row is locked for no longer than a commit takes.
 const ADD: &str = "
 INSERT INTO shadow_agreement AS known (
     candidate, champion, images, sum_champion, sum_candidate, sum_champion_squared, sum_candidate_squared,
@@ -93,10 +93,17 @@ ON CONFLICT (candidate, champion) DO UPDATE SET
     sum_absolute_difference = known.sum_absolute_difference + excluded.sum_absolute_difference,
     last_at = now()";
 
+/// In the order of ids: of two workers that have scored the same images one waits for the other.
 const SAMPLE: &str = "
 INSERT INTO shadow_pairs (candidate, champion, id, champion_score, candidate_score)
-SELECT $1, $2, new.* FROM unnest($3::uuid[], $4::double precision[], $5::double precision[]) AS new
+SELECT $1, $2, new.*
+FROM unnest($3::uuid[], $4::double precision[], $5::double precision[]) AS new (id, champion_score, candidate_score)
+ORDER BY new.id
 ON CONFLICT (candidate, champion, id) DO NOTHING";
+
+/// One worker at a time trims, and the others leave it to the next one.
+const MAY_TRIM: &str =
+    "SELECT pg_try_advisory_xact_lock(hashtextextended(format('shadow %s %s', $1, $2), 0))";
 
 /// From the first id too many on, which is looked up once; nothing where there is none. With a list of ids a
 /// planner that knows nothing of the table yet may go through the list once for each row.
@@ -112,7 +119,7 @@ ORDER BY last_at DESC, candidate, champion";
 
 const READ_SAMPLE: &str = "
 SELECT id, champion_score, candidate_score FROM shadow_pairs
-WHERE candidate = $1 AND champion = $2 ORDER BY id";
+WHERE candidate = $1 AND champion = $2 ORDER BY id LIMIT $3";
 
 impl Store {
     /// Adds images that `candidate` and `champion` (versions as in `scores`) have both scored.
@@ -131,15 +138,18 @@ impl Store {
         let published: Vec<f64> = pairs.iter().map(|pair| pair.champion).collect();
         let shadowed: Vec<f64> = pairs.iter().map(|pair| pair.candidate).collect();
         self.transaction(async |transaction| {
+            let sample = sqlx::query(SAMPLE).persistent(false).bind(candidate).bind(champion);
+            let sample = sample.bind(&ids).bind(&published).bind(&shadowed);
+            sample.execute(&mut **transaction).await?;
+            let may_trim = sqlx::query_scalar(MAY_TRIM).persistent(false).bind(candidate).bind(champion);
+            if may_trim.fetch_one(&mut **transaction).await? {
+                let trim = sqlx::query(TRIM).persistent(false).bind(candidate).bind(champion);
+                trim.bind(PAIRS_KEPT).execute(&mut **transaction).await?;
+            }
             let add = sqlx::query(ADD).persistent(false).bind(candidate).bind(champion).bind(images);
             let add = add.bind(sums.champion).bind(sums.candidate).bind(sums.champion_squared);
             let add = add.bind(sums.candidate_squared).bind(sums.product).bind(sums.absolute_difference);
             add.execute(&mut **transaction).await?;
-            let sample = sqlx::query(SAMPLE).persistent(false).bind(candidate).bind(champion);
-            let sample = sample.bind(&ids).bind(&published).bind(&shadowed);
-            sample.execute(&mut **transaction).await?;
-            let trim = sqlx::query(TRIM).persistent(false).bind(candidate).bind(champion).bind(PAIRS_KEPT);
-            trim.execute(&mut **transaction).await?;
             Ok(())
         })
         .await
@@ -159,7 +169,7 @@ impl Store {
                 let candidate: String = row.try_get("candidate")?;
                 let champion: String = row.try_get("champion")?;
                 let sample = sqlx::query(READ_SAMPLE).persistent(false).bind(&candidate).bind(&champion);
-                let sample = sample.fetch_all(&mut **transaction).await?;
+                let sample = sample.bind(PAIRS_KEPT).fetch_all(&mut **transaction).await?;
                 let sample = sample.iter().map(read_pair).collect::<Result<_, _>>()?;
                 records.push(ShadowRecord { candidate, champion, sums: ShadowSums::read(row)?, sample });
             }

@@ -140,7 +140,7 @@ async fn drop_invalid_indexes(connection: &mut PgConnection, sql: &str) -> Resul
     let query = sqlx::query_as(INVALID_INDEXES).persistent(false);
     let indexes: Vec<(String, String)> = query.fetch_all(&mut *connection).await?;
     for (_, index) in indexes.iter().filter(|(name, _)| names(sql, name)) {
-        tracing::warn!(index, "an index was left half built and is built anew");
+        tracing::warn!("index {index} was left half built and is built anew");
         let statement = format!("DROP INDEX CONCURRENTLY IF EXISTS {index}");
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *connection).await?;
     }

@@ -1,9 +1,13 @@
 //! The page in a real headless Chromium, against a running demo.
 #![cfg(feature = "dev")]
 
-use roc4mllm::dev::skip_without;
+use roc4mllm::{
+    dev::skip_without,
+    secret::Secret,
+    store::{Claim, PostgresSettings, RunKind, RunLease, RunOutcome, RunPlan, RunVerdict, Store},
+};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use sqlx::PgPool;
 use std::{
     collections::BTreeMap,
@@ -15,9 +19,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-const WITHIN: Duration = Duration::from_secs(300);
+const WITHIN: Duration = Duration::from_secs(600);
 /// What a page that takes a key for markup would run.
 const MARKUP: &str = "zz/<img src=x onerror=window.pwned=1>.jpg";
+/// No photo, so it ends as a dead letter; but an object in S3, as reports of retraining are.
+const REPORT: &str = "zz/report.jpg";
+const REPORT_TITLE: &str = "What the gate saw";
 const BROKEN_MARKUP: &str = "zz/<script>window.pwned=2<\u{2044}script>.jpg";
 
 fn sources(path: &str) -> PathBuf {
@@ -59,7 +66,11 @@ fn photos(folder: &Path) -> usize {
     let whole = fs::read(&files[0]).expect("a picture");
     fs::write(folder.join(BROKEN_MARKUP), &whole[..whole.len() / 3]).expect("a file");
     fs::write(folder.join("zz/not found.jpg"), b"<!doctype html><p>not found</p>").expect("a file");
-    files.len() + 3
+    // It may not run what is in it.
+    let script = "<script>document.querySelector('h1').textContent = 'pwned'</script>";
+    let report = format!("<!doctype html><title>{REPORT_TITLE}</title><h1>{REPORT_TITLE}</h1>{script}");
+    fs::write(folder.join(REPORT), report).expect("a file");
+    files.len() + 4
 }
 
 /// A demo that goes on; killed with its handle.
@@ -129,8 +140,8 @@ impl Driver {
     fn wait_for(&mut self, file: &Path) {
         let deadline = Instant::now() + WITHIN;
         while !file.exists() {
-            assert!(matches!(self.0.try_wait(), Ok(None)), "the driver ended before the demo began");
-            assert!(Instant::now() < deadline, "the browser does not start");
+            assert!(matches!(self.0.try_wait(), Ok(None)), "the driver ended early; see its own lines above");
+            assert!(Instant::now() < deadline, "the driver does not get so far");
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -143,6 +154,68 @@ impl Drop for Driver {
             let _ = self.0.wait();
         }
     }
+}
+
+/// What a run records of one set, as far as the page reads it.
+fn compared(challenger: f64, gain: f64) -> Value {
+    let estimate = |value: f64| json!({"value": value, "interval": [value - 0.004, value + 0.004]});
+    let srcc = json!({
+        "champion": estimate(challenger - gain), "challenger": estimate(challenger), "difference": estimate(gain)
+    });
+    json!({"votes": 12.0, "comparison": {"photos": 3120, "groups": 3017, "metrics": {"srcc": srcc}}})
+}
+
+async fn claim(store: &Store, plan: Option<(&str, Value)>) -> RunLease {
+    let claimed =
+        store.claim_run(RunKind::Retrain, "a pod", Duration::from_secs(3600)).await.expect("a claim");
+    let Claim::Ours(claimed) = claimed else { panic!("{claimed:?}") };
+    if let Some((champion, counts)) = plan {
+        let dataset = "sha256:da7a".to_owned();
+        let plan = RunPlan { champion: champion.to_owned(), after: 0, upto: 5_000, dataset };
+        store.plan_run(&claimed.lease, &plan, &counts).await.expect("planned");
+    }
+    claimed.lease
+}
+
+/// A run of every kind that there is, written as the job writes it.
+async fn retrain(store: &Store, bucket: &str) {
+    let versions = ["sha256-0c4a11d6f2b3", "sha256-7be0551ac9d2", "sha256-f19e8840aa17"];
+    let counts = |new: u64| {
+        json!({"new_labels": new, "older_labels": 2 * new, "training": 2 * new + 311, "newest": 3120, "gold": 3120,
+            "old": 3120, "gone": 2, "unreadable": 1, "unusable": 0})
+    };
+    let judged = |challenger: &str, gain: f64, verdict: Value, report: String| RunVerdict {
+        challenger: challenger.to_owned(),
+        metrics: json!({"newest": compared(0.81, gain), "gold": compared(0.79, -0.002), "old": compared(0.8, 0.001)}),
+        verdict,
+        report,
+    };
+
+    let lease = claim(store, Some((versions[0], counts(4_210)))).await;
+    let verdict = json!({"verdict": "accepted", "difference": {"value": 0.031, "interval": [0.027, 0.035]}});
+    let verdict = judged(versions[1], 0.031, verdict, format!("s3://{bucket}/{REPORT}"));
+    store.judge_run(&lease, &verdict).await.expect("judged");
+    let reason = "accepted: SRCC on the newest labels is higher, +0.0310 (+0.0270 to +0.0350)";
+    store.end_run(&lease, RunOutcome::Accepted, reason, None).await.expect("ended");
+
+    let lease = claim(store, Some((versions[1], counts(1_064)))).await;
+    let verdict = json!({"verdict": "rejected", "reasons": [{"code": "not_better", "set": "newest"}]});
+    let report = "/var/lib/roc4mllm/retrain/reports/run-2.html".to_owned();
+    store.judge_run(&lease, &judged(versions[2], -0.003, verdict, report)).await.expect("judged");
+    let reason = "rejected: SRCC on the newest labels is not higher beyond chance: -0.0030 (-0.0070 to +0.0010); \
+                  wait for more labels";
+    store.end_run(&lease, RunOutcome::Rejected, reason, None).await.expect("ended");
+
+    let lease = claim(store, None).await;
+    let reason = "218 labels are new to the champion, and retrain.min_new_labels is 500; wait for more";
+    store.end_run(&lease, RunOutcome::NothingToDo, reason, Some(versions[1])).await.expect("ended");
+
+    let lease = claim(store, Some((versions[1], counts(1_310)))).await;
+    let reason = "training: the loss is not finite at step 1208; lower train.learning_rate <b>now</b>";
+    store.end_run(&lease, RunOutcome::Failed, reason, Some(versions[1])).await.expect("ended");
+
+    let lease = claim(store, Some((versions[1], counts(1_377)))).await;
+    store.beat_run(&lease, "training", 870, 2_000).await.expect("a heartbeat");
 }
 
 /// What was seen and done in the browser.
@@ -184,12 +257,19 @@ async fn a_browser_watches_scores_arrive_and_votes() {
     let told = json!({"address": demo.address, "token": demo.token, "items": count});
     fs::write(meeting.join("demo.json.part"), told.to_string()).expect("a file");
     fs::rename(meeting.join("demo.json.part"), meeting.join("demo.json")).expect("a file");
+    // The README's pictures are of a demo, which retrains nothing: these come after them.
+    driver.wait_for(&meeting.join("looked"));
+    let pool = PgPool::connect(&demo.database).await.expect("a connection");
+    let bucket: String =
+        sqlx::query_scalar("SELECT min(bucket) FROM scores").fetch_one(&pool).await.expect("a bucket");
+    let settings = PostgresSettings { url: Secret::from(&*demo.database), ..PostgresSettings::default() };
+    retrain(&Store::connect(&settings).await.expect("a store"), &bucket).await;
+    fs::write(meeting.join("retrained"), "").expect("a file");
     let status = driver.0.wait().expect("its end");
     assert!(status.success(), "see the driver's own lines above");
     let seen = fs::read(meeting.join("seen.json")).expect("what was seen");
     let seen: Seen = serde_json::from_slice(&seen).expect("JSON");
 
-    let pool = PgPool::connect(&demo.database).await.expect("a connection");
     let total =
         async |sql: &'static str| -> i64 { sqlx::query_scalar(sql).fetch_one(&pool).await.expect("a count") };
     assert_eq!(seen.scored, total("SELECT count(*) FROM scores WHERE status = 'scored'").await.to_string());

@@ -1,8 +1,10 @@
 """Drives the page of a running demo in a headless Chromium, as a person would, and says what it saw.
 
 Called with a folder to meet in: it puts the file `ready` there once the browser runs, waits for `demo.json`
-(the demo's address, the token that votes, how many items there will be), and ends with `seen.json`. CHROMIUM
-is the browser; ROC4MLLM_SCREENSHOTS, if set, a folder for pictures.
+(the demo's address, the token that votes, how many items there will be), puts `looked` there once it has seen the
+demo as it is, waits for `retrained` (there are runs of retraining), and ends with `seen.json`. CHROMIUM is the
+browser; ROC4MLLM_SCREENSHOTS, if set, a folder for pictures of the demo, ROC4MLLM_RUNS_SCREENSHOTS one for those of
+the runs.
 """
 
 import json
@@ -16,6 +18,7 @@ from playwright.sync_api import expect, sync_playwright
 
 MEETING = pathlib.Path(sys.argv[1])
 SCREENSHOTS = os.environ.get("ROC4MLLM_SCREENSHOTS")
+RUNS_SCREENSHOTS = os.environ.get("ROC4MLLM_RUNS_SCREENSHOTS")
 PATIENCE = 600_000
 DESKTOP = {"width": 1440, "height": 1000}
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True, "device_scale_factor": 2}
@@ -196,6 +199,40 @@ def vote_by_touch(page):
     return {name: 6.0}
 
 
+def retraining(page, name):
+    """Runs of retraining, each with what became of it, and the report of one."""
+    page.goto("/")
+    page.locator("#runs").scroll_into_view_if_needed()
+    expect(page.locator("#runs > li")).to_have_count(5)
+    outcomes = page.eval_on_selector_all("#runs > li", "(runs) => runs.map((run) => run.dataset.outcome)")
+    assert outcomes == ["running", "failed", "nothing_to_do", "rejected", "accepted"], outcomes
+    running, failed, nothing, rejected, accepted = (page.locator("#runs > li").nth(index) for index in range(5))
+    expect(running.locator(".tag")).to_have_text("training 44%")
+    assert running.locator("progress").evaluate("(bar) => bar.position") == 0.435
+    expect(running).to_contain_text("1,377 new labels")
+    expect(failed).to_contain_text("lower train.learning_rate <b>now</b>")
+    expect(nothing.locator(".tag")).to_have_text("nothing to do")
+    expect(nothing).to_contain_text("retrain.min_new_labels is 500")
+    expect(rejected).to_contain_text("newest labels 0.810 (−0.003)")
+    expect(rejected).to_contain_text("reports/run-2.html")
+    expect(rejected.locator("a")).to_have_count(0)
+    expect(accepted).to_contain_text("newest labels 0.810 (+0.031), gold set 0.790 (−0.002), old domain 0.800 (+0.001)")
+    link = accepted.get_by_role("link", name="Report of retrain 1")
+    with page.context.expect_page() as opened:
+        link.press("Enter")
+    report = opened.value
+    expect(report.locator("h1")).to_have_text("What the gate saw")
+    report.close()
+    accepted.locator("summary").press("Enter")
+    expect(accepted.locator("pre")).to_be_visible()
+    no_sideways_scroll(page)
+    named_controls(page)
+    accepted.locator("summary").press("Enter")
+    if RUNS_SCREENSHOTS:
+        page.mouse.move(0, 0)
+        page.locator("section:has(#runs)").screenshot(path=pathlib.Path(RUNS_SCREENSHOTS) / f"{name}.png", animations="disabled")
+
+
 def main():
     global ADDRESS, TOKEN, ITEMS
     complaints = []
@@ -237,6 +274,12 @@ def main():
         no_sideways_scroll(phone)
         shoot(phone, "page-phone")
         votes |= vote_by_touch(phone)
+        assert not complaints, complaints
+
+        (MEETING / "looked").touch()
+        patiently("no runs", (MEETING / "retrained").read_text)
+        for page, name in [(desktop, "runs"), (dark, "runs-dark"), (phone, "runs-phone")]:
+            retraining(page, name)
         assert not complaints, complaints
         browser.close()
     seen["votes"] = votes

@@ -225,9 +225,24 @@ function showFailures(failures) {
 /* Models */
 
 const metric = (value) => (typeof value === "number" ? value.toFixed(3) : undefined);
+const SETS = { newest: "newest labels", gold: "gold set", old: "old domain" };
+
+// SRCC on each set that retraining judges by, with what it gained on the champion: of a run, or of a version that
+// a run has published.
+function judged(metrics) {
+  const sets = Object.entries(SETS).map(([set, name]) => {
+    const compared = metrics?.[set]?.comparison?.metrics?.srcc;
+    const value = metric(compared?.challenger?.value ?? metrics?.[`${set}_srcc`]);
+    const gain = compared?.difference?.value ?? metrics?.[`${set}_srcc_gain`];
+    return value && `${name} ${value}${typeof gain === "number" ? ` (${gain < 0 ? "−" : "+"}${metric(Math.abs(gain))})` : ""}`;
+  }).filter(Boolean);
+  return sets.length ? `SRCC: ${sets.join(", ")}` : "";
+}
 
 // The few numbers that people compare models by, wherever in the metrics they stand.
 function figures(metrics) {
+  const retrained = judged(metrics);
+  if (retrained) return retrained;
   const found = new Map();
   const search = (value, depth) => {
     if (!value || typeof value !== "object" || depth > 3) return;
@@ -253,7 +268,7 @@ function showModels({ versions, reigns, runs }) {
     return element("tr", {},
       element("th", { scope: "row", title: one.digest }, version(one.version)),
       element("td", {}, element("span", { class: `tag ${one.status}` }, one.status), duty && ` ${duty}`),
-      element("td", {}, figures(one.metrics) || "–"),
+      element("td", { class: "measured" }, figures(one.metrics) || "–"),
       element("td", {}, one.parent ? version(one.parent) : "–"),
       element("td", {}, element("time", { datetime: one.created_at, title: one.created_at }, ago(one.created_at))),
       element("td", {}, reign ? `${reign.kind === "rollback" ? "rolled back to" : "promoted"} ${ago(reign.since)}` : "–"));
@@ -266,24 +281,33 @@ function showModels({ versions, reigns, runs }) {
 
   const OUTCOMES = { accepted: "good", rejected: "warn", failed: "warn", abandoned: "warn" };
   const run = (one) => {
-    const underWay = one.outcome === null || one.outcome === undefined;
+    const underWay = one.outcome === null;
     const progress = underWay && one.total > 0 ? ` ${Math.round((one.done / one.total) * 100)}%` : "";
     const took = one.ended_at && (Date.parse(one.ended_at) - Date.parse(one.started_at)) / 1000;
-    const head = [one.challenger && `${version(one.challenger)} against ${one.champion ? version(one.champion) : "none"}`, figures(one.metrics)].filter(Boolean).join(" · ");
-    return element("li", { class: "panel" },
-      element("p", {},
-        element("span", { class: `tag ${underWay ? "candidate" : OUTCOMES[one.outcome] ?? ""}` }, underWay ? `${one.stage ?? "under way"}${progress}` : String(one.outcome).replaceAll("_", " ")),
-        element("span", { class: "std" }, ` ${one.kind ?? "run"} ${one.id}, started ${ago(one.started_at)}${took ? `, took ${duration(took)}` : ""}`)),
-      head && element("p", {}, head),
-      one.reason && element("p", { class: "remedy" }, foreign(String(one.reason))),
-      one.report && thumbnails && element("p", {}, element("a", { href: `api/runs/${encodeURIComponent(one.id)}/report`, target: "_blank", rel: "noopener" }, "Open the report")),
-      (one.verdict || one.metrics) && element("details", {}, element("summary", {}, "Numbers"),
-        element("pre", {}, JSON.stringify({ verdict: one.verdict, metrics: one.metrics, counts: one.counts }, null, 2))));
+    const facts = [`${one.kind} ${one.id}`, `started ${ago(one.started_at)}`, took && `took ${duration(took)}`, one.attempts > 1 && `${one.attempts} attempts`];
+    const named = (name) => element("span", { class: "version" }, version(name));
+    const champion = one.champion && [one.challenger ? " against the champion " : "Champion: ", named(one.champion)];
+    const models = [one.challenger && named(one.challenger), champion].flat().filter(Boolean);
+    const labels = one.counts && `${count(one.counts.new_labels)} new labels and ${count(one.counts.older_labels)} older ones, ${count(one.counts.training)} photos to train on`;
+    // A rejected model may be kept where it was trained, and its report with it.
+    const published = one.report?.startsWith("s3://");
+    return element("li", { class: "panel", "data-outcome": one.outcome ?? "running" },
+      element("p", { class: "run-head" },
+        element("span", { class: `tag ${underWay ? "busy" : OUTCOMES[one.outcome] ?? ""}` }, underWay ? `${one.stage ?? "under way"}${progress}` : one.outcome.replaceAll("_", " ")),
+        element("span", { class: "std" }, facts.filter(Boolean).join(", "))),
+      underWay && one.total > 0 && element("progress", { max: one.total, value: one.done, "aria-label": `${one.kind} ${one.id}: ${one.stage}` }),
+      models.length > 0 && element("p", {}, models),
+      [labels, judged(one.metrics)].map((line) => line && element("p", { class: "std" }, line)),
+      one.reason && element("p", { class: "remedy" }, foreign(one.reason)),
+      published && thumbnails && element("p", {}, element("a", { href: `api/runs/${encodeURIComponent(one.id)}/report`, target: "_blank", rel: "noopener" }, `Report of ${one.kind} ${one.id}`)),
+      one.report && !published && element("p", { class: "std" }, "The report was not published: ", foreign(one.report)),
+      (one.verdict || one.metrics) && element("details", {}, element("summary", {}, "All numbers"),
+        element("pre", { tabindex: "0" }, JSON.stringify({ verdict: one.verdict, metrics: one.metrics, counts: one.counts }, null, 2))));
   };
   const open = new Set([...document.querySelectorAll("#runs details[open]")].map((details) => details.closest("li").dataset.key));
-  const items = runs?.length ? runs.map(run) : [element("li", { class: "empty" }, "No run yet. ", element("code", { class: "plain" }, "roc4mllm retrain"), " trains on new labels and promotes what is better.")];
+  const items = runs.length ? runs.map(run) : [element("li", { class: "empty" }, "No run yet. ", element("code", { class: "plain" }, "roc4mllm retrain"), " trains on new labels and promotes what is better.")];
   items.forEach((item, index) => {
-    item.dataset.key = String(runs?.[index]?.id ?? "none");
+    item.dataset.key = String(runs[index]?.id ?? "none");
     const details = item.querySelector("details");
     if (details && open.has(item.dataset.key)) details.open = true;
   });

@@ -31,8 +31,8 @@ fn main() {
 
 /// Against the headers that torch-sys is built with.
 fn compile_bindings(libtorch: &Path) {
-    const SOURCE: &str = "src/model/onednn.cpp";
-    println!("cargo:rerun-if-changed={SOURCE}");
+    const SOURCES: [&str; 2] = ["src/model/onednn.cpp", "src/model/device_memory.cpp"];
+    SOURCES.iter().for_each(|source| println!("cargo:rerun-if-changed={source}"));
     println!("cargo:rerun-if-env-changed=LIBTORCH_INCLUDE");
     let root = env::var_os("LIBTORCH_INCLUDE").map(PathBuf::from).or(libtorch.parent().map(Path::to_owned));
     let include = root.unwrap_or_default().join("include");
@@ -43,6 +43,6 @@ fn compile_bindings(libtorch: &Path) {
         // The headers' own warnings are not ours to mend.
         .flag(format!("-isystem{}", include.display()))
         .flag(format!("-isystem{}", include.join("torch/csrc/api/include").display()))
-        .file(SOURCE)
-        .compile("roc4mllm_onednn");
+        .files(SOURCES)
+        .compile("roc4mllm_torch");
 }

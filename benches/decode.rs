@@ -7,8 +7,11 @@
 //! changes none of the layers' work. Generation computes the whole prompt and every layer at all of
 //! its positions, and then a token a pass over a key-value cache, as the reference does; it leaves out
 //! only the reference's logits of positions that nobody reads.
+//!
+//! `cargo bench --bench decode -- --device cuda:0` measures all layers on a GPU.
 
 mod support {
+    pub mod device;
     pub mod results;
     pub mod timing;
 }
@@ -17,18 +20,21 @@ use roc4mllm::model::{
     checkpoint::expected_tensors,
     config::{AbstractorConfig, LanguageConfig, ModelConfig, SpecialTokens, VisionConfig},
     decode::{EmbeddedPrompt, Generated, GreedyOptions, Verifier, generate},
-    device::{has_bf16_instructions, use_threads},
+    device::has_bf16_instructions,
     mplug_owl2::MplugOwl2,
     parameters::Parameters,
 };
 use std::time::Instant;
 use support::{
+    device::{Place, names},
     results::{Entry, record},
     timing::interleaved,
 };
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
+/// Where a CPU computes.
 const LAYERS: i64 = 4;
+const ALL_LAYERS: i64 = 32;
 const HIDDEN: i64 = 4096;
 const BINS: i64 = 10;
 /// As after training: 32,000 pieces, `[SCORE]`, and the bins.
@@ -43,33 +49,36 @@ const ANSWER: [i64; 14] = [450, 263, 342, 386, 293, 6554, 310, 278, 1967, 338, S
 
 /// Unless others are named, 1 first: `cargo bench --bench decode -- 1 8`.
 const BATCHES: [i64; 4] = [1, 4, 8, 16];
+const GPU_BATCHES: [i64; 4] = [1, 8, 32, 64];
 const RUNS: usize = 5;
 
 fn main() {
     let _no_grad = tch::no_grad_guard();
-    let (kind, dtype) = match has_bf16_instructions() {
+    let place = Place::asked();
+    let (kind, dtype) = match place.is_gpu() || has_bf16_instructions() {
         true => (Kind::BFloat16, "bf16"),
         false => (Kind::Float, "f32"),
     };
-    use_threads(0);
+    let layers = if place.is_gpu() { ALL_LAYERS } else { LAYERS };
     tch::manual_seed(1);
     let [before, after] = prompt();
-    let model = network(kind, after[after.len() - 1]);
+    let model = network(kind, layers, after[after.len() - 1], place);
     let prompt = EmbeddedPrompt::new(&model, &before, &after).expect("an embedded prompt");
     let options =
         GreedyOptions { end_tokens: vec![END], score_token: SCORE, bins: BINS, max_new_tokens: 512 };
-    let threads = tch::get_num_threads();
     println!(
-        "{LAYERS} layers of {HIDDEN}, {dtype}, {threads} threads, {} prompt positions, {} answer tokens; milliseconds a photo (medians of {RUNS})",
+        "{layers} layers of {HIDDEN}, {dtype}, {}, {} prompt positions, {} answer tokens; milliseconds a photo (medians of {RUNS})",
+        place.label(),
         prompt.text_positions() + IMAGE_POSITIONS,
         ANSWER.len()
     );
-    let named: Vec<i64> = std::env::args().filter_map(|argument| argument.parse().ok()).collect();
-    let batches = if named.is_empty() { BATCHES.to_vec() } else { named };
+    let named: Vec<i64> = names().filter_map(|argument| argument.parse().ok()).collect();
+    let usual = if place.is_gpu() { GPU_BATCHES } else { BATCHES };
+    let batches = if named.is_empty() { usual.to_vec() } else { named };
     let (model, prompt, options) = (&model, &prompt, &options);
     let mut runs: Vec<Box<dyn FnMut() + '_>> = Vec::new();
     for &batch in &batches {
-        let images = Tensor::randn([batch, IMAGE_POSITIONS, HIDDEN], (kind, Device::Cpu));
+        let images = Tensor::randn([batch, IMAGE_POSITIONS, HIDDEN], (kind, place.device));
         let same = images.shallow_clone();
         runs.push(Box::new(move || {
             let (embeddings, image) = prompt.around(&images).expect("embeddings");
@@ -87,12 +96,12 @@ fn main() {
     let times = interleaved(|| start.elapsed(), RUNS, &mut contenders);
 
     println!("{:>5} {:>9} {:>9} {:>6} {:>6}", "batch", "generate", "verify", "ratio", "gain");
-    let what = format!("{LAYERS} layers, {dtype}, {threads} threads");
+    let (what, suffix) = (format!("{layers} layers, {dtype}, {}", place.label()), place.suffix());
     let mut alone = None;
     for (batch, times) in batches.into_iter().zip(times.chunks_exact(2)) {
         let [generate, verify] = [0, 1].map(|index| times[index].as_secs_f64() * 1e3 / batch as f64);
         record(&[Entry {
-            name: &format!("verify_speedup_b{batch}"),
+            name: &format!("verify_speedup_b{batch}{suffix}"),
             value: verify,
             unit: "ms/photo",
             against: &format!("generate, batch {batch}, {what}"),
@@ -102,13 +111,13 @@ fn main() {
         }]);
         let alone = *alone.get_or_insert(generate);
         println!(
-            "{batch:>5} {generate:>9.0} {verify:>9.0} {:>6.2} {:>6.2}",
+            "{batch:>5} {generate:>9.2} {verify:>9.2} {:>6.2} {:>6.2}",
             generate / verify,
             alone / generate
         );
         if batch > 1 {
             record(&[Entry {
-                name: &format!("batch_gain_b{batch}"),
+                name: &format!("batch_gain_b{batch}{suffix}"),
                 value: generate,
                 unit: "ms/photo",
                 against: &format!("generate, batch 1, {what}"),
@@ -136,7 +145,7 @@ fn prompt() -> [Vec<i64>; 2] {
 
 /// The published dimensions of the language model but for the number of layers; next to nothing of the
 /// rest. `last` is the prompt's last id.
-fn network(kind: Kind, last: i64) -> MplugOwl2 {
+fn network(kind: Kind, layers: i64, last: i64, place: Place) -> MplugOwl2 {
     let config = ModelConfig {
         model_type: "mplug_owl2".into(),
         torch_dtype: None,
@@ -145,7 +154,7 @@ fn network(kind: Kind, last: i64) -> MplugOwl2 {
             vocab_size: VOCABULARY,
             hidden_size: HIDDEN,
             intermediate_size: 11008,
-            num_hidden_layers: LAYERS,
+            num_hidden_layers: layers,
             num_attention_heads: 32,
             num_key_value_heads: 32,
             max_position_embeddings: 2048,
@@ -186,7 +195,7 @@ fn network(kind: Kind, last: i64) -> MplugOwl2 {
             name if name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight") => 1e-4,
             _ => 0.02,
         };
-        let weight = Tensor::empty(&expected.shape, (Kind::Float, Device::Cpu)).uniform_(-size, size);
+        let weight = Tensor::empty(&expected.shape, (Kind::Float, place.device)).uniform_(-size, size);
         let weight = if expected.shape.len() == 1 { weight + 1.0 } else { weight };
         (name, weight.to_kind(kind))
     });

@@ -4,9 +4,11 @@
 //! Two layers of each part stand for all of them: every layer does the same work, and what is left
 //! out (the patch embedding counts, the vocabulary does not) is a few percent of the whole.
 //!
-//! `cargo bench --bench model -- peak` and `-- w8a8` measure a part alone.
+//! `cargo bench --bench model -- peak` and `-- w8a8` measure a part alone; `-- --device cuda:0` measures all
+//! layers on a GPU.
 
 mod support {
+    pub mod device;
     pub mod peak;
     pub mod results;
     pub mod timing;
@@ -24,28 +26,35 @@ use roc4mllm::{
     plan::work::VisionWork,
 };
 use support::{
+    device::{Place, names},
     peak::{Peak, RUNS, clock, language_work},
     results::{Entry, record},
     timing::interleaved,
 };
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
+/// Of vision and language model, where a CPU computes.
 const LAYERS: i64 = 2;
+/// All of them: of the vision model and of the language model.
+const ALL_LAYERS: [i64; 2] = [24, 32];
 /// Positions of the prompt's text, about as many as the usual prompt has.
 const TEXT: i64 = 64;
 
 fn main() {
     let _no_grad = tch::no_grad_guard();
-    if wanted("w8a8") {
-        compare_quantized();
+    let place = Place::asked();
+    if wanted("w8a8") && !place.is_gpu() {
+        compare_quantized(place);
     }
     if !wanted("peak") {
         return;
     }
-    for (kind, peak) in Peak::of_each_type() {
-        let network = network(kind, Quantize::None);
-        for batch in [1, 4] {
-            let run = || drop(network.vision().forward(&pixels(batch, kind)).expect("a forward pass"));
+    let batches: &[i64] = if place.is_gpu() { &[1, 8, 32, 64] } else { &[1, 4] };
+    for (kind, peak) in Peak::of_each_type(place) {
+        let network = network(kind, Quantize::None, place);
+        for &batch in batches {
+            let pixels = pixels(batch, kind, place);
+            let run = || drop(network.vision().forward(&pixels).expect("a forward pass"));
             let work = batch as f64 * VisionWork::of(&network.config().vision).total();
             peak.compare(&name("vision", &peak, batch), "vision", batch, work, run);
             let embeddings = embeddings(&network, batch, kind);
@@ -59,26 +68,24 @@ fn main() {
 
 /// Whether a part was asked for by its name on the command line, or none was.
 fn wanted(part: &str) -> bool {
-    let mut names = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).peekable();
+    let mut names = names().peekable();
     names.peek().is_none() || names.any(|name| name == part)
 }
 
 /// Both parts with weights and activations in bytes, beside bf16: the same images, the same prompt.
-fn compare_quantized() {
+fn compare_quantized(place: Place) {
     if !has_bf16_instructions() {
         println!("w8a8: not measured, since this processor has no bf16 instructions to compare with");
         return;
     }
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
-    let networks = [Quantize::None, Quantize::W8a8].map(|quantize| network(Kind::BFloat16, quantize));
+    let networks = [Quantize::None, Quantize::W8a8].map(|quantize| network(Kind::BFloat16, quantize, place));
     for batch in [1, 4] {
-        let pixels = pixels(batch, Kind::BFloat16);
+        let pixels = pixels(batch, Kind::BFloat16, place);
         let embeddings = embeddings(&networks[0], batch, Kind::BFloat16);
         let [bf16, w8a8] = &networks;
         let see = |network: &MplugOwl2| drop(network.vision().forward(&pixels).expect("a forward pass"));
         let times = interleaved(
-            clock(threads),
+            clock(place),
             RUNS,
             &mut [&mut || see(bf16), &mut || see(w8a8), &mut || read(bf16, &embeddings), &mut || {
                 read(w8a8, &embeddings)
@@ -97,7 +104,7 @@ fn compare_quantized() {
                 name: &name,
                 value: w8a8,
                 unit: "ms",
-                against: &format!("the same layers in bf16, {threads} threads"),
+                against: &format!("the same layers in bf16, {}", place.label()),
                 against_value: bf16,
                 ratio: bf16 / w8a8,
                 runs: RUNS,
@@ -109,7 +116,7 @@ fn compare_quantized() {
 /// What stands for a prompt with its image in the middle.
 fn embeddings(network: &MplugOwl2, batch: i64, kind: Kind) -> Tensor {
     let positions = TEXT + network.image_positions();
-    Tensor::randn([batch, positions, network.config().language.hidden_size], (kind, Device::Cpu))
+    Tensor::randn([batch, positions, network.config().language.hidden_size], (kind, network.device()))
 }
 
 /// One pass of the language model over whole rows.
@@ -128,12 +135,13 @@ fn name(part: &str, peak: &Peak, batch: i64) -> String {
     }
 }
 
-fn pixels(images: i64, kind: Kind) -> Tensor {
-    Tensor::randn([images, 3, 448, 448], (kind, Device::Cpu))
+fn pixels(images: i64, kind: Kind, place: Place) -> Tensor {
+    Tensor::randn([images, 3, 448, 448], (kind, place.device))
 }
 
-/// The published dimensions but for the number of layers and the vocabulary.
-fn network(kind: Kind, quantize: Quantize) -> MplugOwl2 {
+/// The published dimensions but for the vocabulary, and on a CPU the number of layers.
+fn network(kind: Kind, quantize: Quantize, place: Place) -> MplugOwl2 {
+    let [vision_layers, language_layers] = if place.is_gpu() { ALL_LAYERS } else { [LAYERS; 2] };
     let config = ModelConfig {
         model_type: "mplug_owl2".into(),
         torch_dtype: None,
@@ -142,7 +150,7 @@ fn network(kind: Kind, quantize: Quantize) -> MplugOwl2 {
             vocab_size: 64,
             hidden_size: 4096,
             intermediate_size: 11008,
-            num_hidden_layers: LAYERS,
+            num_hidden_layers: language_layers,
             num_attention_heads: 32,
             num_key_value_heads: 32,
             max_position_embeddings: 2048,
@@ -155,7 +163,7 @@ fn network(kind: Kind, quantize: Quantize) -> MplugOwl2 {
         vision: VisionConfig {
             hidden_size: 1024,
             intermediate_size: 4096,
-            num_hidden_layers: LAYERS,
+            num_hidden_layers: vision_layers,
             num_attention_heads: 16,
             num_channels: 3,
             image_size: 448,
@@ -177,9 +185,9 @@ fn network(kind: Kind, quantize: Quantize) -> MplugOwl2 {
     let weights =
         expected_tensors(&config).into_iter().filter(|(_, expected)| !expected.role.may_be_absent());
     let weights = weights.map(|(name, expected)| {
-        let weight = (Tensor::randn(&expected.shape, (Kind::Float, Device::Cpu)) * 0.02).to_kind(kind);
+        let weight = (Tensor::randn(&expected.shape, (Kind::Float, place.device)) * 0.02).to_kind(kind);
         (name, weight)
     });
-    let parameters = Parameters::new(weights.collect()).for_inference(quantize, kind, Device::Cpu);
+    let parameters = Parameters::new(weights.collect()).for_inference(quantize, kind, place.device);
     MplugOwl2::new(config, parameters).expect("every weight is there")
 }

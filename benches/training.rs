@@ -2,6 +2,7 @@
 //! the published model's dimensions with made-up weights; and what gradient checkpointing saves.
 
 mod support {
+    pub mod device;
     pub mod peak;
     pub mod results;
     pub mod timing;
@@ -11,6 +12,7 @@ mod support {
 
 use std::{env, process::Command};
 use support::{
+    device::Place,
     peak::{Peak, language_work},
     results::{Entry, record},
     training_step::{Trained, config, extra_memory},
@@ -37,7 +39,8 @@ fn main() {
 
 /// Forward and backward pass of one layer.
 fn throughput() {
-    for (kind, peak) in Peak::of_each_type() {
+    // `training_step` computes on the CPU alone.
+    for (kind, peak) in Peak::of_each_type(Place::cpu()) {
         let config = config(4096, 11008, 32, 1);
         // The backward pass multiplies twice for each multiplication of the forward pass.
         let work = 3.0 * language_work(&config, TEXT + IMAGE, BATCH);

@@ -1,6 +1,7 @@
 //! The fastest matrix multiplication of the machine, as what a network's speed is held against.
 
 use super::{
+    device::Place,
     results::{Entry, record},
     timing::interleaved,
 };
@@ -9,28 +10,31 @@ use roc4mllm::{
     plan::work::{LanguagePass, LanguageWork},
 };
 use std::time::{Duration, Instant};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 pub const RUNS: usize = 5;
+/// On a GPU, which takes milliseconds for what takes a CPU seconds.
+pub const GPU_RUNS: usize = 20;
 /// M, N and K of the multiplications among which the peak is sought: a square one, and the widest of
 /// a vision and of a language layer with many rows.
 const SHAPES: [[i64; 3]; 3] = [[2048, 2048, 2048], [4100, 4096, 1024], [1024, 11008, 4096]];
+/// Sought on a GPU as well: what fills it.
+const GPU_SHAPE: [i64; 3] = [8192, 8192, 8192];
 /// A type that the processor multiplies at less than this fraction of f32's speed, because it has no
 /// instructions for it, is not what anybody would run there, and would take an hour.
 const WORTHWHILE: f64 = 0.25;
 
 /// What the multiplications of the peak work on.
 pub struct Peak {
-    operands: Vec<(Tensor, Tensor)>,
+    operands: Vec<([i64; 3], Tensor, Tensor)>,
     pub dtype: &'static str,
-    threads: usize,
+    place: Place,
 }
 
 impl Peak {
-    /// On as many threads as there are cores, for one type after the other that is of use here.
-    pub fn of_each_type() -> impl Iterator<Item = (Kind, Self)> {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
+    /// In one type after the other that is of use where it is computed: on a CPU f32, and bf16 where it has
+    /// instructions for it; on a GPU bf16.
+    pub fn of_each_type(place: Place) -> impl Iterator<Item = (Kind, Self)> {
         tch::manual_seed(1);
         println!(
             "{:>8} {:>5} {:>5} {:>9} {:>9} {:>9}  {:>8}  peak",
@@ -38,57 +42,79 @@ impl Peak {
         );
         [(Kind::Float, "f32"), (Kind::BFloat16, "bf16")]
             .into_iter()
-            .filter(move |&(kind, dtype)| kind == Kind::Float || worthwhile(kind, dtype, threads))
-            .map(move |(kind, dtype)| (kind, Self::new(kind, dtype, threads)))
+            .filter(move |&(kind, dtype)| match place.is_gpu() {
+                true => kind == Kind::BFloat16,
+                false => kind == Kind::Float || worthwhile(kind, dtype, place),
+            })
+            .map(move |(kind, dtype)| (kind, Self::new(kind, dtype, place)))
     }
 
-    fn new(kind: Kind, dtype: &'static str, threads: usize) -> Self {
-        let random = |rows, columns| Tensor::randn([rows, columns], (kind, Device::Cpu));
-        let operands = SHAPES.iter().map(|&[m, n, k]| (random(m, k), random(k, n))).collect();
-        Self { operands, dtype, threads }
+    fn new(kind: Kind, dtype: &'static str, place: Place) -> Self {
+        let random = |rows, columns| Tensor::randn([rows, columns], (kind, place.device));
+        let shapes = SHAPES.into_iter().chain(place.is_gpu().then_some(GPU_SHAPE));
+        let operands = shapes.map(|shape @ [m, n, k]| (shape, random(m, k), random(k, n))).collect();
+        Self { operands, dtype, place }
     }
 
     /// Measures `run`, which does `work` floating-point operations, beside the peak; prints the line of
     /// `part` and `batch`, and records it as `name`.
     pub fn compare(&self, name: &str, part: &str, batch: i64, work: f64, mut run: impl FnMut()) {
-        let mut multiplications: Vec<_> = self.operands.iter().map(|(a, b)| || drop(a.mm(b))).collect();
+        let place = self.place;
+        let multiply = |a: &Tensor, b: &Tensor| {
+            drop(a.mm(b));
+            place.settle();
+        };
+        let mut multiplications: Vec<_> = self.operands.iter().map(|(_, a, b)| || multiply(a, b)).collect();
+        // How long the host takes to tell a GPU what to do: where that is all of the time, it is what waits.
+        let mut told = Vec::new();
+        let mut run = || {
+            let start = Instant::now();
+            run();
+            told.push(start.elapsed());
+            place.settle();
+        };
         let mut contenders: Vec<&mut dyn FnMut()> = vec![&mut run];
         contenders.extend(multiplications.iter_mut().map(|run| run as &mut dyn FnMut()));
-        let times = interleaved(clock(self.threads), RUNS, &mut contenders);
+        let runs = if place.is_gpu() { GPU_RUNS } else { RUNS };
+        let times = interleaved(clock(place), runs, &mut contenders);
+        told.sort_unstable();
         let seconds = times[0].as_secs_f64();
         let rate = work / seconds / 1e9;
         let (fastest, [m, n, k]) = times[1..]
             .iter()
-            .zip(SHAPES)
-            .map(|(time, shape)| (2.0 * volume(&shape) / time.as_secs_f64() / 1e9, shape))
+            .zip(&self.operands)
+            .map(|(time, &(shape, ..))| (2.0 * volume(&shape) / time.as_secs_f64() / 1e9, shape))
             .max_by(|(one, _), (other, _)| one.total_cmp(other))
             .expect("at least one shape");
-        let Self { dtype, threads, .. } = self;
+        let (dtype, label) = (self.dtype, place.label());
+        let host = match place.is_gpu() {
+            true => format!("; the host took {:.2} ms", told[told.len() / 2].as_secs_f64() * 1e3),
+            false => String::new(),
+        };
         println!(
-            "{part:>8} {dtype:>5} {batch:>5} {:>9.1} {:>9.1} {rate:>9.1}  {:>8.2}  {fastest:.1} GFLOP/s at M {m} N {n} K {k}, {threads} threads (medians of {RUNS})",
+            "{part:>8} {dtype:>5} {batch:>5} {:>9.1} {:>9.2} {rate:>9.1}  {:>8.2}  {fastest:.1} GFLOP/s at M {m} N {n} K {k}, {label} (medians of {runs}){host}",
             work / 1e9,
             seconds * 1e3,
             rate / fastest,
         );
-        let against =
-            format!("torch.mm, M {m}, N {n}, K {k}, {dtype}, {threads} threads: {fastest:.1} GFLOP/s");
+        let against = format!("torch.mm, M {m}, N {n}, K {k}, {dtype}, {label}: {fastest:.1} GFLOP/s");
         record(&[Entry {
-            name,
+            name: &format!("{name}{}", place.suffix()),
             value: rate,
             unit: "GFLOP/s",
             against: &against,
             against_value: fastest,
             ratio: rate / fastest,
-            runs: RUNS,
+            runs,
         }]);
     }
 }
 
 /// Whether this processor has use for `kind`: records its speed beside that of f32.
-fn worthwhile(kind: Kind, dtype: &str, threads: usize) -> bool {
+fn worthwhile(kind: Kind, dtype: &str, place: Place) -> bool {
     const EDGE: i64 = 512;
     let operands = |kind| {
-        let random = || Tensor::randn([EDGE, EDGE], (kind, Device::Cpu));
+        let random = || Tensor::randn([EDGE, EDGE], (kind, place.device));
         (random(), random())
     };
     let ((a, b), (c, d)) = (operands(kind), operands(Kind::Float));
@@ -100,7 +126,7 @@ fn worthwhile(kind: Kind, dtype: &str, threads: usize) -> bool {
         name: &format!("{dtype}_matmul_speed"),
         value: rate(0),
         unit: "GFLOP/s",
-        against: &format!("torch.mm, M {EDGE}, N {EDGE}, K {EDGE}, f32, {threads} threads"),
+        against: &format!("torch.mm, M {EDGE}, N {EDGE}, K {EDGE}, f32, {}", place.label()),
         against_value: rate(1),
         ratio,
         runs: RUNS,
@@ -111,11 +137,12 @@ fn worthwhile(kind: Kind, dtype: &str, threads: usize) -> bool {
     ratio >= WORTHWHILE
 }
 
-/// What the work of `threads` threads is timed by. That of one, this one, is its processor's time, which
-/// other programs on the machine cannot stretch: `taskset -c 0` measures on a busy machine.
-pub fn clock(threads: usize) -> impl Fn() -> Duration {
+/// What work is timed by. That of one thread, this one, is its processor's time, which other programs on the
+/// machine cannot stretch: `taskset -c 0` measures on a busy machine.
+pub fn clock(place: Place) -> impl Fn() -> Duration {
     let start = Instant::now();
-    move || if threads == 1 { thread_time() } else { start.elapsed() }
+    let alone = !place.is_gpu() && tch::get_num_threads() == 1;
+    move || if alone { thread_time() } else { start.elapsed() }
 }
 
 /// Processor time of the calling thread.

@@ -39,6 +39,10 @@ impl Scorer for Renamed {
         self.scorer.score_range()
     }
 
+    fn computes_in_host_memory(&self) -> bool {
+        self.scorer.computes_in_host_memory()
+    }
+
     fn score(&mut self, batch: &ScoreBatch) -> Result<Vec<Result<Answer, ItemError>>, ScorerError> {
         self.scorer.score(batch)
     }

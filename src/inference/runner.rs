@@ -77,7 +77,7 @@ impl Runner {
     pub fn warm_up(&mut self, slots: &SlotPool) -> Result<Duration, EngineFailure> {
         let capacity = self.capacity();
         let mut size = capacity;
-        if capacity > 2 {
+        if capacity > 2 && self.scorer.computes_in_host_memory() {
             let mut peaks = [None; 2];
             for (images, peak) in (1..).zip(&mut peaks) {
                 // What fails here fails below, where it is answered for.

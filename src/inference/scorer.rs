@@ -64,6 +64,12 @@ pub trait Scorer {
         self.score(batch)
     }
 
+    /// Whether batches are computed in this machine's memory: a device with one of its own says by itself
+    /// when it is full.
+    fn computes_in_host_memory(&self) -> bool {
+        true
+    }
+
     /// How the draft answers have fared that this scorer tried so far, if it tries any.
     fn drafts(&self) -> DraftCounts {
         DraftCounts::default()

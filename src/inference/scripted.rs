@@ -11,6 +11,7 @@ type Script = dyn FnMut(&[f32]) -> Result<Vec<Result<Answer, ItemError>>, Scorer
 /// Images of one pixel value each: the script sees the first value of every slot.
 pub struct ScriptedScorer {
     version: ModelVersion,
+    host_memory: bool,
     script: Box<Script>,
 }
 
@@ -19,7 +20,12 @@ impl ScriptedScorer {
         script: impl FnMut(&[f32]) -> Result<Vec<Result<Answer, ItemError>>, ScorerError> + 'static,
     ) -> Self {
         let version = ModelVersion { model: "scripted".into(), version: "1".into(), preprocess_revision: 1 };
-        Self { version, script: Box::new(script) }
+        Self { version, host_memory: true, script: Box::new(script) }
+    }
+
+    /// As on a device with a memory of its own.
+    pub fn on_a_device(self) -> Self {
+        Self { host_memory: false, ..self }
     }
 }
 
@@ -50,6 +56,10 @@ impl Scorer for ScriptedScorer {
 
     fn score_range(&self) -> (f64, f64) {
         (0.0, 100.0)
+    }
+
+    fn computes_in_host_memory(&self) -> bool {
+        self.host_memory
     }
 
     fn score(&mut self, batch: &ScoreBatch) -> Result<Vec<Result<Answer, ItemError>>, ScorerError> {

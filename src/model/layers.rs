@@ -4,7 +4,7 @@ use super::{
     onednn,
     quantize::{Int8, W8a8},
 };
-use tch::{Kind, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 /// `x W^T + b`.
 pub struct Linear {
@@ -79,9 +79,23 @@ impl LayerNorm {
 /// The mean is taken in f32 and the result rounded back to the input's type before any weight is
 /// applied, as LLaMA does.
 pub fn rms_normalize(input: &Tensor, eps: f64) -> Result<Tensor, TchError> {
+    match input.device() {
+        Device::Cpu => rms_normalize_in_steps(input, eps),
+        _ => rms_normalize_at_once(input, eps),
+    }
+}
+
+fn rms_normalize_in_steps(input: &Tensor, eps: f64) -> Result<Tensor, TchError> {
     let wide = input.f_to_kind(Kind::Float)?;
     let mean = wide.f_square()?.f_mean_dim([-1].as_slice(), true, None::<Kind>)?;
     wide.f_mul(&mean.f_add_scalar(eps)?.f_rsqrt()?)?.f_to_kind(input.kind())
+}
+
+/// As [`rms_normalize_in_steps`], in one kernel where the device has one for it: a GPU waits for each of the
+/// steps to be asked for, and reads and writes all of them in f32.
+fn rms_normalize_at_once(input: &Tensor, eps: f64) -> Result<Tensor, TchError> {
+    let width = input.size().last().copied().unwrap_or(1);
+    input.f_rms_norm([width], None::<&Tensor>, eps)
 }
 
 /// `x * sigmoid(1.702 x)`, CLIP's approximation of GELU.
@@ -93,4 +107,21 @@ pub fn quick_gelu(input: &Tensor) -> Result<Tensor, TchError> {
     // In one new tensor instead of three: the largest activations there are, which cost more to get from
     // the system than to compute.
     scaled.f_sigmoid_()?.f_mul_(input)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::synthetic::{distance, noise};
+
+    #[test]
+    fn a_norm_at_once_is_the_norm_in_steps() {
+        for (kind, tolerance) in [(Kind::Float, 1e-6), (Kind::BFloat16, 0.0)] {
+            let input = (noise(&[2, 5, 48], 3) * 3.0).to_kind(kind);
+            let [at_once, in_steps] = [rms_normalize_at_once, rms_normalize_in_steps]
+                .map(|normalize| normalize(&input, 1e-5).unwrap());
+            assert_eq!(at_once.kind(), kind);
+            assert!(distance(&at_once, &in_steps) <= tolerance, "{kind:?}");
+        }
+    }
 }

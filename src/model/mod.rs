@@ -7,6 +7,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod decode;
 pub mod device;
+pub mod device_memory;
 pub mod error;
 pub mod families;
 pub mod family;

@@ -225,6 +225,10 @@ impl Scorer for TorchScorer {
         self.score_by(batch, |scorer, pixels| scorer.generate(pixels))
     }
 
+    fn computes_in_host_memory(&self) -> bool {
+        self.family.device() == tch::Device::Cpu
+    }
+
     fn drafts(&self) -> DraftCounts {
         self.verifier.as_ref().map(Verifier::counts).unwrap_or_default()
     }

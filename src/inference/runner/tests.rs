@@ -17,12 +17,21 @@ struct Bench {
 
 impl Bench {
     fn new(capacity: usize, script: impl Fn(&[f32]) -> Outcome + 'static) -> Self {
+        Self::with(capacity, script, |scorer| scorer)
+    }
+
+    fn with(
+        capacity: usize,
+        script: impl Fn(&[f32]) -> Outcome + 'static,
+        change: impl FnOnce(ScriptedScorer) -> ScriptedScorer,
+    ) -> Self {
         let seen: Rc<RefCell<Vec<Vec<f32>>>> = Rc::default();
         let log = Rc::clone(&seen);
         let scorer = ScriptedScorer::new(move |values| {
             log.borrow_mut().push(values.to_vec());
             script(values)
         });
+        let scorer = change(scorer);
         let slots = SlotPool::new(2 * capacity + 1, 1);
         let metrics = Arc::new(InferenceMetrics::default());
         let cap = BatchCap::new(capacity, Duration::from_secs(600));
@@ -89,6 +98,16 @@ fn warm_up_finds_the_largest_batch_that_fits() {
         Bench::new(4, fits_up_to(0)).runner.warm_up(&SlotPool::new(4, 1)).unwrap_err().exit_code(),
         75
     );
+}
+
+#[test]
+fn warm_up_leaves_the_memory_of_a_device_to_the_device() {
+    let mut bench = Bench::with(8, fits_up_to(6), ScriptedScorer::on_a_device);
+    let slots = bench.slots.clone();
+    bench.runner.warm_up(&slots).unwrap();
+    assert_eq!(bench.runner.capacity(), 6);
+    let sizes: Vec<usize> = bench.seen.borrow().iter().map(Vec::len).collect();
+    assert_eq!(sizes, [8, 4, 6, 7], "the largest first, and no look at this machine's own memory");
 }
 
 #[test]

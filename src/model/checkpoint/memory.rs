@@ -1,7 +1,7 @@
 //! Whether a checkpoint fits into memory, before anything is loaded.
 
 use super::{Checkpoint, Role, error::CheckpointError};
-use crate::model::{device::Quantize, quantize::is_quantized};
+use crate::model::{device::Quantize, device_memory::device_memory, quantize::is_quantized};
 use std::{fs, path::Path};
 use tch::{Device, Kind};
 
@@ -23,11 +23,11 @@ impl Checkpoint {
             .sum()
     }
 
-    /// Compares what loading as `kind` on `device` needs with what the machine has.
+    /// Compares what loading as `kind` on `device` needs with what the machine, or the GPU, has.
     ///
     /// `activations` are the bytes that computing one batch takes beside the weights
     /// ([`crate::model::config::ModelConfig::activation_bytes`] estimates them).
-    /// On a GPU only the one file being copied needs memory here, and CUDA itself reports a full GPU.
+    /// A GPU needs only the one file being copied in the machine's own memory.
     ///
     /// # Errors
     /// [`CheckpointError::Memory`] when it can't fit. Where the system doesn't say how much memory it
@@ -39,17 +39,19 @@ impl Checkpoint {
         device: Device,
         activations: u64,
     ) -> Result<(), CheckpointError> {
-        let needed = match device {
-            Device::Cpu => self.weight_bytes(kind, quantize).saturating_add(activations),
-            _ => 0,
+        let needed = self.weight_bytes(kind, quantize).saturating_add(activations);
+        let (available, purpose) = match device {
+            Device::Cpu => (available_memory(), "weights and the activations of one batch"),
+            // Whatever keeps a GPU from telling shows when the weights are placed.
+            device => (
+                device_memory(device).ok().flatten().map(|memory| memory.free),
+                "weights and the activations of one batch, on the GPU",
+            ),
         };
-        match available_memory() {
-            Some(available) if needed > available => Err(CheckpointError::Memory {
-                path: self.folder.clone(),
-                needed,
-                available,
-                purpose: "weights and the activations of one batch",
-            }),
+        match available {
+            Some(available) if needed > available => {
+                Err(CheckpointError::Memory { path: self.folder.clone(), needed, available, purpose })
+            }
             _ => Ok(()),
         }
     }

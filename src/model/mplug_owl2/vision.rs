@@ -97,14 +97,42 @@ impl VisionModel {
 
     fn embed(&self, pixels: &Tensor) -> Result<Tensor, TchError> {
         let images = pixels.size()[0];
-        let stride = [self.patch_size, self.patch_size];
-        let patches = pixels
-            .f_conv2d(&self.patch_embed, None::<&Tensor>, stride, [0, 0], [1, 1], 1)?
-            .f_flatten(2, -1)?
-            .f_transpose(1, 2)?;
+        let patches = match pixels.device() {
+            Device::Cpu => self.convolve(pixels)?,
+            _ => self.multiply(pixels)?,
+        };
         let class = self.cls_token.f_expand([images, -1, -1], false)?;
         let embedded = Tensor::f_cat(&[class, patches], 1)?.f_add(&self.position_embedding)?;
         self.pre_layernorm.forward(&embedded)
+    }
+}
+
+impl VisionModel {
+    /// Pixel values `[images, 3, edge, edge]` to what each patch is worth by itself,
+    /// `[images, patches, hidden]`: a convolution whose stride is its kernel.
+    fn convolve(&self, pixels: &Tensor) -> Result<Tensor, TchError> {
+        let stride = [self.patch_size, self.patch_size];
+        pixels
+            .f_conv2d(&self.patch_embed, None::<&Tensor>, stride, [0, 0], [1, 1], 1)?
+            .f_flatten(2, -1)?
+            .f_transpose(1, 2)
+    }
+
+    /// As [`Self::convolve`], as one matrix multiplication. On GPUs a convolution is cuDNN's, which
+    /// computes f32 in TF32 unless it is told not to, and multiplications are as exact as f32 is.
+    fn multiply(&self, pixels: &Tensor) -> Result<Tensor, TchError> {
+        let (images, channels, height, width) = pixels.size4()?;
+        let edge = self.patch_size;
+        let (rows, columns) = (height / edge, width / edge);
+        let weight = self.patch_embed.f_flatten(1, -1)?;
+        // Whatever is left of a picture that is no whole number of patches is in none.
+        pixels
+            .f_narrow(2, 0, rows * edge)?
+            .f_narrow(3, 0, columns * edge)?
+            .f_reshape([images, channels, rows, edge, columns, edge])?
+            .f_permute([0, 2, 4, 1, 3, 5])?
+            .f_reshape([images, rows * columns, channels * edge * edge])?
+            .f_linear(&weight, None::<&Tensor>)
     }
 }
 
@@ -133,5 +161,22 @@ impl Layer {
         let heads = split_heads(&self.query_key_value.forward(input)?, self.heads)?.f_chunk(3, -1)?;
         let mixed = attend_to_all(&heads[0], &heads[1], &heads[2])?;
         self.dense.forward(&mixed.f_transpose(1, 2)?.f_reshape(input.size())?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::model::synthetic::{config, distance, network, noise};
+
+    #[test]
+    fn patches_are_multiplied_as_they_are_convolved() {
+        let model = network(config());
+        let vision = model.vision();
+        for (height, width) in [(12, 12), (8, 16), (14, 13)] {
+            let pixels = noise(&[2, 3, height, width], 7);
+            let convolved = vision.convolve(&pixels).unwrap();
+            assert_eq!(convolved.size(), [2, (height / 4) * (width / 4), 16]);
+            assert!(distance(&vision.multiply(&pixels).unwrap(), &convolved) < 1e-5);
+        }
     }
 }

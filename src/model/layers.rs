@@ -33,7 +33,9 @@ impl Linear {
     pub fn forward(&self, input: &Tensor) -> Result<Tensor, TchError> {
         let bias = self.bias.as_ref();
         let output = match &self.kernel {
-            Kernel::Plain => input.f_linear(&self.weight, bias)?,
+            // Slices of rows are laid one after the other first: libtorch would multiply them as a batch of
+            // matrices, and for that, in bf16 on a CPU, transpose the whole weight in memory each time.
+            Kernel::Plain => input.f_contiguous()?.f_linear(&self.weight, bias)?,
             Kernel::OneDnn(weight) => onednn::linear(input, weight, bias)?,
             Kernel::W8a8(weight) => weight.forward(input, bias)?,
             Kernel::Int8(weight) => weight.forward(input, bias)?,

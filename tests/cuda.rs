@@ -420,7 +420,7 @@ fn a_gpu_s_memory_is_told() {
     let before = gpu::memory(device).unwrap().unwrap();
     assert!(before.free < before.total);
     drop(first);
-    forget_gpu::peak(device).unwrap();
+    gpu::forget_peak(device).unwrap();
     let peak = gpu::peak(device).unwrap().unwrap();
     // What the allocator keeps is free for this process; others may take and give back meanwhile.
     let freed = gpu::memory(device).unwrap().unwrap().free.abs_diff(before.free);

@@ -31,7 +31,7 @@ fn main() {
 
 /// Against the headers that torch-sys is built with.
 fn compile_bindings(libtorch: &Path) {
-    const SOURCES: [&str; 2] = ["src/model/onednn.cpp", "src/model/device_memory.cpp"];
+    const SOURCES: [&str; 2] = ["src/model/onednn.cpp", "src/model/gpu.cpp"];
     SOURCES.iter().for_each(|source| println!("cargo:rerun-if-changed={source}"));
     println!("cargo:rerun-if-env-changed=LIBTORCH_INCLUDE");
     let root = env::var_os("LIBTORCH_INCLUDE").map(PathBuf::from).or(libtorch.parent().map(Path::to_owned));

@@ -3,7 +3,8 @@
 //!
 //! `cargo bench --bench gpu -- --device cuda:0` writes 15 GB to a temporary folder (TMPDIR says where) and
 //! needs a GPU with 24 GB or more, in a build against a CUDA libtorch. Without `--device` nothing is measured.
-//! `--layers N` takes fewer layers of vision and language model.
+//! Numbers name other sizes of batch (`-- --device cuda:0 1 4`), `--layers N` takes fewer layers of vision and
+//! language model, `--photos N` other than 1536 photos.
 //!
 //! Every image gets the same answer: what the layers add to a token's embedding is small, and the head finds
 //! in an embedding the token that comes next. That changes none of the layers' work.
@@ -21,7 +22,7 @@ use roc4mllm::{
         ModelSettings, TorchScorer,
         checkpoint::{expected_tensors, write_weights},
         config::ModelConfig,
-        device_memory::{device_memory, device_peak, forget_device_peak},
+        gpu,
         prompt::PromptTokens,
         settings::PromptChoice,
         tokenizer::Tokenizer,
@@ -43,12 +44,13 @@ use std::{
     time::{Duration, Instant},
 };
 use support::{
-    device::Place,
+    device::{Place, names},
     photo::photo,
     results::{Entry, record},
 };
 use tch::{Kind, Tensor};
 
+/// Unless others are named.
 const BATCHES: [usize; 6] = [1, 2, 8, 16, 32, 64];
 const RUNS: usize = 10;
 /// Generating takes several times as long.
@@ -58,13 +60,14 @@ const END: i64 = 2;
 const ANSWER: [i64; 14] = [310, 311, 312, 313, 314, 315, 316, 317, 318, 319, SCORE, 320, 321, END];
 const SCORE: i64 = 32_000;
 /// Photos that the program scores from a folder, of which so many differ.
-const PHOTOS: usize = 1536;
+const PHOTOS: i64 = 1536;
 const DIFFERENT: usize = 8;
-const PHOTO_BATCH: usize = 64;
 
 fn main() {
     let place = Place::asked();
     let layers = number("--layers");
+    let named: Vec<usize> = names().filter_map(|name| name.parse().ok()).collect();
+    let batches = if named.is_empty() { BATCHES.to_vec() } else { named };
     if !place.is_gpu() && layers.is_none() {
         println!("gpu: not measured; name a GPU with `--device cuda:0`");
         return;
@@ -91,7 +94,7 @@ fn main() {
         device: named_device(),
         ..ModelSettings::default()
     };
-    forget_device_peak(place.device).expect("the allocator's numbers");
+    gpu::forget_peak(place.device).expect("the allocator's numbers");
     let start = Instant::now();
     let mut scorer = TorchScorer::load(&settings, PREPROCESS_REVISION).expect("a loaded model");
     place.settle();
@@ -101,9 +104,10 @@ fn main() {
         plan.weights.total() as f64 / 1e9,
         peak(place) / 1e9
     );
-    measure(&mut scorer, &plan, place);
+    measure(&mut scorer, &plan, &batches, place);
     drop(scorer);
-    score_folder(folder.path(), place);
+    let photos = usize::try_from(number("--photos").unwrap_or(PHOTOS)).expect("a number of photos");
+    score_folder(folder.path(), photos, batches.iter().copied().max().unwrap_or(1));
 }
 
 /// The value of a flag.
@@ -118,7 +122,7 @@ fn named_device() -> roc4mllm::model::device::Device {
 
 /// The most bytes that tensors took on the device.
 fn peak(place: Place) -> f64 {
-    device_peak(place.device).expect("the allocator's numbers").unwrap_or(0) as f64
+    gpu::peak(place.device).expect("the allocator's numbers").unwrap_or(0) as f64
 }
 
 /// What the device itself reaches: its memory, a copy within it, and a large multiplication, medians.
@@ -146,7 +150,7 @@ fn ceilings(place: Place) -> DeviceFigures {
         let mut to = to.shallow_clone();
         to.copy_(&from);
     });
-    let memory = device_memory(place.device).expect("the device's memory");
+    let memory = gpu::memory(place.device).expect("the device's memory");
     DeviceFigures {
         name: place.label(),
         memory: memory.map_or(0, |memory| memory.total),
@@ -255,7 +259,7 @@ impl Plan {
 }
 
 /// Images a second for each size of batch, verified and generated.
-fn measure(scorer: &mut TorchScorer, plan: &Plan, place: Place) {
+fn measure(scorer: &mut TorchScorer, plan: &Plan, batches: &[usize], place: Place) {
     let flops = plan.estimate.device.flops;
     println!(
         "\n{:.3} TFLOP an image; largest batch by plan: {}",
@@ -266,11 +270,11 @@ fn measure(scorer: &mut TorchScorer, plan: &Plan, place: Place) {
         "{:>5} {:>9} {:>9} {:>9} {:>8} {:>8} {:>8} {:>9} {:>9}   first run",
         "batch", "verify/s", "at most", "of it", "of peak", "ms", "GB", "plan, GB", "gen/s"
     );
-    let pool = SlotPool::new(BATCHES[BATCHES.len() - 1], scorer.image_size());
+    let pool = SlotPool::new(batches.iter().copied().max().unwrap_or(1), scorer.image_size());
     let mut alone = None;
-    for batch in BATCHES {
+    for &batch in batches {
         let images = images(&pool, batch);
-        forget_device_peak(place.device).expect("the allocator's numbers");
+        gpu::forget_peak(place.device).expect("the allocator's numbers");
         let start = Instant::now();
         answered(scorer.score(&images), None);
         let first = start.elapsed().as_secs_f64();
@@ -366,19 +370,18 @@ fn median(runs: usize, mut run: impl FnMut()) -> f64 {
 }
 
 /// `roc4mllm score` over a folder of photos: what decoding, preprocessing and writing leave of it.
-fn score_folder(checkpoint: &Path, place: Place) {
+fn score_folder(checkpoint: &Path, count: usize, batch: usize) {
     let photos = tempfile::tempdir().expect("a temporary folder");
     let name = |index: usize| photos.path().join(format!("{index:05}.jpg"));
-    for index in 0..DIFFERENT {
+    for index in 0..DIFFERENT.min(count) {
         fs::write(name(index), photo(1600 + 16 * index, 1200)).expect("a photo is written");
     }
-    let count = if place.is_gpu() { PHOTOS } else { 2 * PHOTO_BATCH };
     for index in DIFFERENT..count {
         fs::hard_link(name(index % DIFFERENT), name(index)).expect("another name of a photo");
     }
     let start = Instant::now();
     let mut child = Command::new(env!("CARGO_BIN_EXE_roc4mllm"))
-        .args(["score", "--format", "jsonl", "--batch-size", &PHOTO_BATCH.to_string()])
+        .args(["score", "--format", "jsonl", "--batch-size", &batch.to_string()])
         .args(["--device", &named_device().to_string(), "--checkpoint"])
         .args([checkpoint, photos.path()])
         .stdout(Stdio::piped())
@@ -394,11 +397,12 @@ fn score_folder(checkpoint: &Path, place: Place) {
         .collect();
     assert!(child.wait().expect("its end").success());
     assert_eq!(times.len(), count);
-    let (first, last) = (times[PHOTO_BATCH], times[times.len() - 1]);
-    let steady = (count - PHOTO_BATCH - 1) as f64 / (last - first).as_secs_f64();
+    // The first batches wait for nothing but the model, and the last for nobody.
+    let (first, last) = (times[count / 4], times[count - 1]);
+    let steady = (count - 1 - count / 4) as f64 / (last - first).as_secs_f64();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     println!(
-        "\n`score` over {count} photos of 1600x1200 in batches of {PHOTO_BATCH}, {threads} cores: first scores after \
+        "\n`score` over {count} photos of 1600x1200 in batches of {batch}, {threads} cores: first scores after \
          {:.1} s, then {steady:.0} images/s, {:.1} s in all",
         times[0].as_secs_f64(),
         last.as_secs_f64()

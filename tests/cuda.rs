@@ -21,7 +21,7 @@ use roc4mllm::{
     model::{
         ModelError, ModelSettings, TorchScorer,
         device::{Device, Dtype, Quantize},
-        device_memory::{device_memory, device_peak, forget_device_peak},
+        gpu,
         settings::{DecodeMode, PromptChoice},
         transfer::read_backs,
     },
@@ -46,10 +46,10 @@ const ROUGH_TOLERANCE: f64 = 0.02;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let gpu = "cuda".parse::<Device>().expect("a device").open();
+    let found = "cuda".parse::<Device>().expect("a device").open();
     let mut trials =
         vec![trial("an_absent_gpu_ends_the_program_with_2", an_absent_gpu_ends_the_program_with_2)];
-    match gpu {
+    match found {
         Ok(_) => trials.extend([
             trial("golden_scores_in_f32", golden_scores_in_f32),
             trial("golden_scores_in_16_bits", golden_scores_in_16_bits),
@@ -414,18 +414,18 @@ fn a_model_that_does_not_fit_is_refused() {
 
 fn a_gpu_s_memory_is_told() {
     const BYTES: u64 = 256 << 20;
-    let gpu = tch::Device::Cuda(0);
-    let piece = || Tensor::zeros([BYTES as i64], (Kind::Uint8, gpu));
+    let device = tch::Device::Cuda(0);
+    let piece = || Tensor::zeros([BYTES as i64], (Kind::Uint8, device));
     let first = piece();
-    let before = device_memory(gpu).unwrap().unwrap();
+    let before = gpu::memory(device).unwrap().unwrap();
     assert!(before.free < before.total);
     drop(first);
-    forget_device_peak(gpu).unwrap();
-    let peak = device_peak(gpu).unwrap().unwrap();
+    gpu::forget_peak(device).unwrap();
+    let peak = gpu::peak(device).unwrap().unwrap();
     // What the allocator keeps is free for this process; others may take and give back meanwhile.
-    let freed = device_memory(gpu).unwrap().unwrap().free.abs_diff(before.free);
+    let freed = gpu::memory(device).unwrap().unwrap().free.abs_diff(before.free);
     assert!(freed.abs_diff(BYTES) < BYTES / 2, "{freed}");
     drop(piece());
-    assert_eq!(device_peak(gpu).unwrap().unwrap(), peak + BYTES);
-    assert_eq!(device_memory(gpu).unwrap().unwrap().total, before.total);
+    assert_eq!(gpu::peak(device).unwrap().unwrap(), peak + BYTES);
+    assert_eq!(gpu::memory(device).unwrap().unwrap().total, before.total);
 }

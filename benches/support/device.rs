@@ -56,11 +56,14 @@ impl Place {
     }
 }
 
+/// Flags that have a value.
+const FLAGS: [&str; 3] = ["--device", "--layers", "--photos"];
+
 /// Arguments that are neither flags nor a flag's value.
 pub fn names() -> impl Iterator<Item = String> {
     let mut before = String::new();
     std::env::args().skip(1).filter(move |argument| {
-        let is_name = !argument.starts_with("--") && before != "--device";
+        let is_name = !argument.starts_with("--") && !FLAGS.contains(&&*before);
         before.clone_from(argument);
         is_name
     })

@@ -1,6 +1,6 @@
 //! Where tensors live and in which type they are computed with.
 
-use super::error::ModelError;
+use super::{error::ModelError, gpu};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
@@ -43,6 +43,7 @@ impl Device {
             };
             return Err(unusable(format!("{seen}; check `nvidia-smi` and CUDA_VISIBLE_DEVICES,")));
         }
+        gpu::use_attention_without_plans();
         Ok(tch::Device::Cuda(index))
     }
 }

@@ -1,5 +1,6 @@
 //! Slots of pixel values as one tensor on the model's device.
 
+use super::gpu;
 use crate::inference::slot::Slot;
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -35,7 +36,7 @@ impl PixelBatches {
             fill(&pixels, slots, edge)?;
             return Ok(pixels);
         }
-        let lock = |buffer: Tensor| buffer.f_pin_memory(device);
+        let lock = |buffer: Tensor| gpu::pin(&buffer);
         self.stage(slots, edge, lock)?.f_to_device_(device, Kind::Float, true, false)?.f_to_kind(kind)
     }
 

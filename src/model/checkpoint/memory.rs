@@ -1,7 +1,7 @@
 //! Whether a checkpoint fits into memory, before anything is loaded.
 
 use super::{Checkpoint, Role, error::CheckpointError};
-use crate::model::{device::Quantize, device_memory::device_memory, quantize::is_quantized};
+use crate::model::{device::Quantize, gpu, quantize::is_quantized};
 use std::{fs, path::Path};
 use tch::{Device, Kind};
 
@@ -44,7 +44,7 @@ impl Checkpoint {
             Device::Cpu => (available_memory(), "weights and the activations of one batch"),
             // Whatever keeps a GPU from telling shows when the weights are placed.
             device => (
-                device_memory(device).ok().flatten().map(|memory| memory.free),
+                gpu::memory(device).ok().flatten().map(|memory| memory.free),
                 "weights and the activations of one batch, on the GPU",
             ),
         };

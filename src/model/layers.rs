@@ -33,9 +33,7 @@ impl Linear {
     pub fn forward(&self, input: &Tensor) -> Result<Tensor, TchError> {
         let bias = self.bias.as_ref();
         let output = match &self.kernel {
-            // Slices of rows are laid one after the other first: libtorch would multiply them as a batch of
-            // matrices, and for that, in bf16 on a CPU, transpose the whole weight in memory each time.
-            Kernel::Plain => input.f_contiguous()?.f_linear(&self.weight, bias)?,
+            Kernel::Plain => multiply(input, &self.weight, bias)?,
             Kernel::OneDnn(weight) => onednn::linear(input, weight, bias)?,
             Kernel::W8a8(weight) => weight.forward(input, bias)?,
             Kernel::Int8(weight) => weight.forward(input, bias)?,
@@ -45,6 +43,18 @@ impl Linear {
             Some(adapter) => output.f_add(&adapter.forward(input)?),
         }
     }
+}
+
+/// As `linear`, of all rows as one matrix.
+///
+/// Slices of rows, even of a single one, libtorch would multiply as a batch of matrices, and for that, in bf16 on
+/// a CPU, transpose the whole weight in memory each time.
+fn multiply(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, TchError> {
+    let (outputs, inputs) = weight.size2()?;
+    let mut size = input.size();
+    size.pop();
+    size.push(outputs);
+    input.f_reshape([-1, inputs])?.f_linear(weight, bias)?.f_view(size.as_slice())
 }
 
 /// `scale * x A^T B^T`: the change `scale * B A` of a weight, of low rank (Hu et al. 2021, LoRA).

@@ -199,7 +199,7 @@ fn parse_inner(value: &Value, depth: u32) -> ParsedRecord {
     parse_value(value, depth + 1)
 }
 
-/// Turns an item on a bucket outside the allow-list into an error.
+/// Turns an item on a bucket outside the allow-list, or on what can be no bucket, into an error.
 fn admit(outcome: Result<Item, BadItem>, allowed: &[String]) -> Result<Item, BadItem> {
     match outcome {
         Ok(Item::Score(object) | Item::Delete(object))
@@ -212,8 +212,20 @@ fn admit(outcome: Result<Item, BadItem>, allowed: &[String]) -> Result<Item, Bad
             let error = ItemError::new(ErrorCode::BucketNotAllowed, Stage::Parse, message);
             Err(BadItem { error, object: Some(Box::new(object)) })
         }
+        // Without a list anything would be asked for, and no request names such a bucket.
+        Ok(Item::Score(object) | Item::Delete(object)) if !is_bucket_name(&object.bucket) => {
+            Err(malformed(format!(
+                "{:?} is no bucket's name, which has letters, digits, '-', '.' and '_'; send the name alone",
+                object.bucket
+            )))
+        }
         other => other,
     }
+}
+
+/// Of the letters that S3 and its like allow, today's and those of old buckets.
+fn is_bucket_name(name: &str) -> bool {
+    name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
 }
 
 #[cfg(test)]

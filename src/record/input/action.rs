@@ -82,11 +82,5 @@ fn check_storable(object: &ObjectRef) -> Result<(), BadItem> {
             "the etag holds what no HTTP header can carry; send it as S3 stated it".to_owned(),
         ));
     }
-    if !object.bucket.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte)) {
-        return Err(malformed(format!(
-            "{:?} is no bucket's name, which has letters, digits, '-', '.' and '_'; send the name alone",
-            object.bucket
-        )));
-    }
     Ok(())
 }

@@ -133,8 +133,10 @@ impl Bench {
 }
 
 fn worker(run: &mut Run, memory: &Memory, name: &str) -> Result<Worker> {
-    // Full before memory counts: that a bounded cache fills is no leak.
-    let setup = run.worker(name).set("reuse.max_entries", REUSED);
+    // Full before memory counts: that a bounded cache fills is no leak. And a worker that starts lists the bucket
+    // once, for which the embedded server walks over every photo that was uploaded so far.
+    let setup =
+        run.worker(name).set("reuse.max_entries", REUSED).set("pipeline.start_timeout_ms", 60_000_i64);
     let worker = run.spawn(setup)?;
     memory.watch(name, worker.id);
     Ok(worker)

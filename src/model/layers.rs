@@ -49,7 +49,7 @@ impl Linear {
 ///
 /// Slices of rows, even of a single one, libtorch would multiply as a batch of matrices, and for that, in bf16 on
 /// a CPU, transpose the whole weight in memory each time.
-fn multiply(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, TchError> {
+pub fn multiply(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, TchError> {
     let (outputs, inputs) = weight.size2()?;
     let mut size = input.size();
     size.pop();

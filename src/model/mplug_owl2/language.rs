@@ -7,7 +7,7 @@ use crate::model::{
     error::ModelError,
     family::{Block, Sequences},
     kv_cache::{CacheShape, KvCache, Placement},
-    layers::{Linear, rms_normalize},
+    layers::{Linear, multiply, rms_normalize},
     parameters::Scope,
     passes::Passes,
     rope::{RotaryEmbedding, Rotation},
@@ -193,7 +193,7 @@ impl LanguageModel {
 
     /// Normalised hidden states `[.., hidden]` to logits `[.., vocabulary]`, in the model's type.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor, TchError> {
-        hidden.f_linear(&self.lm_head, None::<&Tensor>)
+        multiply(hidden, &self.lm_head, None)
     }
 }
 

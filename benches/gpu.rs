@@ -297,6 +297,10 @@ fn measure(scorer: &mut TorchScorer, plan: &Plan, batches: &[usize], place: Plac
             first * 1e3
         );
         let alone = *alone.get_or_insert(rate);
+        // What a CPU makes of a few layers is for trying this benchmark alone.
+        if !place.is_gpu() {
+            continue;
+        }
         let device = &plan.estimate.device.name;
         record(&[
             Entry {

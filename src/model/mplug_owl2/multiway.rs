@@ -93,6 +93,26 @@ impl Segments {
             }
         }
     }
+
+    /// As [`Self::apply`], the text on both sides of the image at once, for layers that cost more to read than
+    /// a few positions to move.
+    fn apply_once_each(
+        &self,
+        input: &Tensor,
+        layer: impl Fn(&Tensor, Modality) -> Result<Tensor, TchError>,
+    ) -> Result<Tensor, TchError> {
+        let Self::Slices(segments) = self else { return self.apply(input, layer) };
+        let [(_, before, Modality::Text), (start, end, Modality::Image), (after, count, Modality::Text)] =
+            segments[..]
+        else {
+            return self.apply(input, layer);
+        };
+        let slice = |tensor: &Tensor, start, end| tensor.f_narrow(1, start, end - start);
+        let text = Tensor::f_cat(&[slice(input, 0, before)?, slice(input, after, count)?], 1)?;
+        let text = layer(&text, Modality::Text)?;
+        let image = layer(&slice(input, start, end)?, Modality::Image)?;
+        Tensor::f_cat(&[slice(&text, 0, before)?, image, slice(&text, before, before + count - after)?], 1)
+    }
 }
 
 /// A linear map per modality.
@@ -107,7 +127,7 @@ impl MultiwayLinear {
     }
 
     pub fn forward(&self, input: &Tensor, segments: &Segments) -> Result<Tensor, TchError> {
-        segments.apply(input, |part, modality| self.multiway[modality as usize].forward(part))
+        segments.apply_once_each(input, |part, modality| self.multiway[modality as usize].forward(part))
     }
 }
 

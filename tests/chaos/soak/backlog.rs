@@ -23,7 +23,9 @@ const WORKER: &str = "worker";
 
 pub fn backlog(run: &mut Run) -> Result<()> {
     run.stand_in(json!({"image_ms": IMAGE_MS}))?;
-    let setup = run.worker(WORKER).set("pipeline.max_bytes", (BUDGET_MIB << 20) as i64);
+    // All objects are one file, of which a single score would do.
+    let setup =
+        run.worker(WORKER).set("pipeline.max_bytes", (BUDGET_MIB << 20) as i64).set("reuse.enabled", false);
     let worker = run.spawn(setup)?;
     worker.wait_ready(START)?;
     let memory = Memory::start();

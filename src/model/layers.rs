@@ -98,9 +98,14 @@ pub fn rms_normalize(input: &Tensor, eps: f64) -> Result<Tensor, TchError> {
 }
 
 fn rms_normalize_in_steps(input: &Tensor, eps: f64) -> Result<Tensor, TchError> {
-    let wide = input.f_to_kind(Kind::Float)?;
+    let mut wide = input.f_to_kind(Kind::Float)?;
     let mean = wide.f_square()?.f_mean_dim([-1].as_slice(), true, None::<Kind>)?;
-    wide.f_mul(&mean.f_add_scalar(eps)?.f_rsqrt()?)?.f_to_kind(input.kind())
+    let scale = mean.f_add_scalar(eps)?.f_rsqrt()?;
+    if input.kind() == Kind::Float || input.requires_grad() {
+        return wide.f_mul(&scale)?.f_to_kind(input.kind());
+    }
+    // `wide` is a copy that nobody else has.
+    wide.f_mul_(&scale)?.f_to_kind(input.kind())
 }
 
 /// As [`rms_normalize_in_steps`], in one kernel where the device has one for it: a GPU waits for each of the
@@ -119,6 +124,16 @@ pub fn quick_gelu(input: &Tensor) -> Result<Tensor, TchError> {
     // In one new tensor instead of three: the largest activations there are, which cost more to get from
     // the system than to compute.
     scaled.f_sigmoid_()?.f_mul_(input)
+}
+
+/// `silu(gate) * up`, SwiGLU's way of gating (Shazeer 2020); takes `gate`, since it is computed in its place
+/// where nothing is to be trained.
+pub fn silu_mul(mut gate: Tensor, up: &Tensor) -> Result<Tensor, TchError> {
+    if gate.requires_grad() {
+        return gate.f_silu()?.f_mul(up);
+    }
+    // As in quick_gelu: what is largest here costs more to get from the system than to compute.
+    gate.f_silu_()?.f_mul_(up)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use crate::model::{
     error::ModelError,
     family::{Block, Sequences},
     kv_cache::{CacheShape, KvCache, Placement},
-    layers::{Linear, multiply, rms_normalize},
+    layers::{Linear, multiply, rms_normalize, silu_mul},
     parameters::Scope,
     passes::Passes,
     rope::{RotaryEmbedding, Rotation},
@@ -250,7 +250,7 @@ impl Layer {
         let hidden = input.f_add(&self.o_proj.forward(&attended)?)?;
 
         let normed = self.post_attention_layernorm.forward(&hidden, &pass.segments)?;
-        let gate = self.gate_proj.forward(&normed)?.f_silu()?;
-        hidden.f_add(&self.down_proj.forward(&gate.f_mul(&self.up_proj.forward(&normed)?)?)?)
+        let gated = silu_mul(self.gate_proj.forward(&normed)?, &self.up_proj.forward(&normed)?)?;
+        hidden.f_add(&self.down_proj.forward(&gated)?)
     }
 }

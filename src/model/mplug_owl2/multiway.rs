@@ -145,6 +145,14 @@ impl MultiwayRmsNorm {
 
     pub fn forward(&self, input: &Tensor, segments: &Segments) -> Result<Tensor, TchError> {
         let normalized = rms_normalize(input, self.eps)?;
+        if let (false, Segments::Slices(segments)) = (normalized.requires_grad(), segments) {
+            // Where they lie, rather than as parts that are then joined.
+            for &(start, end, modality) in segments {
+                let _scaled =
+                    normalized.f_narrow(1, start, end - start)?.f_mul_(&self.multiway[modality as usize])?;
+            }
+            return Ok(normalized);
+        }
         segments.apply(&normalized, |part, modality| part.f_mul(&self.multiway[modality as usize]))
     }
 }

@@ -212,6 +212,11 @@ fn an_index_that_lies_is_named() {
     assert_says(&open_error(folder.path()), &["model.safetensors.index.json", "`model.norm.weight`"]);
     change_json(&index, |index| index["weight_map"]["model.norm.weight"] = json!("../elsewhere.safetensors"));
     assert_says(&open_error(folder.path()), &["../elsewhere.safetensors", "no file name"]);
+    // A message is one line, whatever a file says.
+    change_json(&index, |index| index["weight_map"]["model.norm.weight"] = json!("model\nnorm.safetensors"));
+    assert_says(&open_error(folder.path()), &["model\\nnorm.safetensors", "no file name"]);
+    change_json(&index, |index| index["weight_map"] = json!({"a\nb": "model-00001-of-00003.safetensors"}));
+    assert_says(&open_error(folder.path()), &["a\\nb"]);
     change_json(&index, |index| index["weight_map"] = json!([1]));
     assert_says(&open_error(folder.path()), &["no object `weight_map`"]);
 }

@@ -165,6 +165,7 @@ impl TensorIndex {
             entries.ok_or_else(|| CheckpointError::corrupt(weight_map, "it has no object `weight_map`"))?;
         let mut shard_of = BTreeMap::new();
         for (name, shard) in entries {
+            check_name(weight_map, name)?;
             let shard = shard.as_str().filter(|shard| is_plain_file_name(shard)).ok_or_else(|| {
                 CheckpointError::corrupt(weight_map, format!("`{name}` is mapped to {shard}, no file name"))
             })?;
@@ -204,6 +205,7 @@ impl TensorIndex {
         let file = self.files.len();
         self.files.push(WeightFile { path: path.to_owned(), bytes });
         for (name, tensor) in table {
+            check_name(path, &name)?;
             match self.tensors.entry(name) {
                 Entry::Vacant(place) => {
                     place.insert(StoredTensor { file, ..tensor });
@@ -221,8 +223,20 @@ impl TensorIndex {
     }
 }
 
-/// A name that can't lead out of the folder.
+/// A name that can't lead out of the folder, and that a message can show on one line.
 fn is_plain_file_name(name: &str) -> bool {
     let mut components = Path::new(name).components();
     matches!((components.next(), components.next()), (Some(Component::Normal(_)), None))
+        && !name.contains(char::is_control)
+}
+
+/// Messages name tensors, and are one line.
+fn check_name(path: &Path, name: &str) -> Result<(), CheckpointError> {
+    if name.contains(char::is_control) {
+        return Err(CheckpointError::corrupt(
+            path,
+            format!("it names a tensor {name:?}, as no tensor is named"),
+        ));
+    }
+    Ok(())
 }

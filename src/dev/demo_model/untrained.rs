@@ -17,6 +17,10 @@ use std::{
 /// Files of the checkpoint whose vocabulary is taken over.
 const TOKENIZER: [&str; 3] = ["tokenizer.model", "special_tokens_map.json", "tokenizer_config.json"];
 
+/// Pixels a side of the network's input. JPEG's blocks of 8 pixels fit into patches of 16.
+pub const INPUT_EDGE: u32 = 128;
+const PATCH_EDGE: u32 = 16;
+
 /// Write a small network with random weights, without score tokens
 #[derive(Args, Clone, Debug)]
 pub struct UntrainedArgs {
@@ -67,7 +71,7 @@ pub fn write(args: &UntrainedArgs) -> Result<(), DemoModelError> {
         .map_err(|error| DemoModelError::Network(error.to_string()))
 }
 
-/// Hidden sizes of 192: about three million parameters. A picture of 112 pixels a side makes 64 patches.
+/// Hidden sizes of 192: about three million parameters. A picture makes 64 patches.
 fn config(vocabulary: i64) -> Value {
     json!({
         "architectures": ["MPLUGOwl2LlamaForCausalLM"],
@@ -96,8 +100,8 @@ fn config(vocabulary: i64) -> Value {
                 "num_hidden_layers": 4,
                 "num_attention_heads": 6,
                 "num_channels": 3,
-                "image_size": 112,
-                "patch_size": 14,
+                "image_size": INPUT_EDGE,
+                "patch_size": PATCH_EDGE,
                 "layer_norm_eps": 1e-6,
             },
             "visual_abstractor": {
@@ -108,7 +112,7 @@ fn config(vocabulary: i64) -> Value {
                 "num_attention_heads": 6,
                 "num_learnable_queries": 8,
                 "encoder_hidden_size": 192,
-                "grid_size": 8,
+                "grid_size": INPUT_EDGE / PATCH_EDGE,
                 "layer_norm_eps": 1e-6,
             },
         },
@@ -119,8 +123,8 @@ fn processor() -> Value {
     json!({
         "image_processor_type": "CLIPImageProcessor",
         "feature_extractor_type": "CLIPFeatureExtractor",
-        "do_resize": true, "size": {"shortest_edge": 112}, "resample": 3,
-        "do_center_crop": true, "crop_size": {"height": 112, "width": 112},
+        "do_resize": true, "size": {"shortest_edge": INPUT_EDGE}, "resample": 3,
+        "do_center_crop": true, "crop_size": {"height": INPUT_EDGE, "width": INPUT_EDGE},
         "do_rescale": true, "rescale_factor": 1.0 / 255.0, "do_convert_rgb": true,
         "do_normalize": true,
         "image_mean": [0.48145466, 0.4578275, 0.40821073],
@@ -128,8 +132,9 @@ fn processor() -> Value {
     })
 }
 
-/// Norms at 1, biases at 0, embeddings uniform with a standard deviation of 0.02, and matrices uniform
-/// within the square root of three over their inputs: each keeps the size of what goes through it.
+/// Norms at 1, biases at 0, the text's embeddings uniform with a standard deviation of 0.02, others of 1, the
+/// patches' as [`cosines`] says, and matrices uniform within the square root of three over their inputs: each
+/// keeps the size of what goes through it.
 fn weights(config: &ModelConfig, seed: u64) -> Vec<(String, Vec<usize>, Vec<u8>)> {
     let tensors = expected_tensors(config).into_iter().filter(|(_, expected)| !expected.role.may_be_absent());
     tensors
@@ -137,22 +142,49 @@ fn weights(config: &ModelConfig, seed: u64) -> Vec<(String, Vec<usize>, Vec<u8>)
             let shape: Vec<usize> = expected.shape.iter().map(|edge| edge.unsigned_abs() as usize).collect();
             let count: usize = shape.iter().product();
             let mut random = Random::new(seed, &name);
-            let is_embedding =
-                ["embed", "vit_eos"].iter().any(|part| name.contains(part)) && !name.contains("patch_embed");
+            let mut uniform = |deviation: f32| -> Vec<f32> {
+                (0..count).map(|_| random.symmetric(deviation * 3_f32.sqrt())).collect()
+            };
+            let is_embedding = ["embed", "vit_eos", "cls_token"].iter().any(|part| name.contains(part));
             let values: Vec<f32> = match shape.as_slice() {
                 [_] if name.ends_with(".bias") => vec![0.0; count],
                 [_] => vec![1.0; count],
-                _ if is_embedding => (0..count).map(|_| random.symmetric(0.02 * 3_f32.sqrt())).collect(),
+                [filters, 3, _, _] => cosines(*filters, &mut random),
+                _ if name.contains("embed_tokens") => uniform(0.02),
+                _ if is_embedding => uniform(1.0),
                 [_, inputs @ ..] => {
                     let inputs = inputs.iter().product::<usize>().max(1);
-                    let limit = (3.0 / inputs as f32).sqrt();
-                    (0..count).map(|_| random.symmetric(limit)).collect()
+                    uniform((1.0 / inputs as f32).sqrt())
                 }
                 [] => vec![0.0; count],
             };
             (name, shape, values.iter().flat_map(|value| value.to_le_bytes()).collect())
         })
         .collect()
+}
+
+/// Filters `[filters, 3, edge, edge]` of a patch: cosines of frequencies drawn at random, as the discrete
+/// cosine transform has them, of a colour drawn at random. Photographs have the less of a frequency the higher
+/// it is (amplitudes fall as its inverse), so filters weigh the more: random ones would see the mean alone for
+/// many steps, and blur, noise and compression are elsewhere.
+fn cosines(filters: usize, random: &mut Random) -> Vec<f32> {
+    let edge = PATCH_EDGE as usize;
+    let wave = |frequency: usize, place: usize| {
+        let angle = std::f32::consts::PI * frequency as f32 * (place as f32 + 0.5) / edge as f32;
+        angle.cos() * (if frequency == 0 { 1.0 } else { 2.0 } / edge as f32).sqrt()
+    };
+    let mut values = Vec::with_capacity(filters * 3 * edge * edge);
+    for _ in 0..filters {
+        let (across, down) = (random.below(edge), random.below(edge));
+        let weight = ((across * across + down * down) as f32).sqrt().max(0.5) / 8.0;
+        for _ in 0..3 {
+            let colour = weight * (0.6 + random.symmetric(0.6));
+            for y in 0..edge {
+                values.extend((0..edge).map(|x| colour * wave(across, x) * wave(down, y)));
+            }
+        }
+    }
+    values
 }
 
 #[cfg(test)]

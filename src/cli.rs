@@ -271,7 +271,8 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
         #[cfg(feature = "dev")]
         Command::Demo(args) => {
             // Of the worker's own lines only trouble is news beside the progress.
-            let log_level = "warn,librdkafka=error,roc4mllm::score_command::progress=info".into();
+            let progress = "roc4mllm::score_command::progress=info,roc4mllm::train::progress=info";
+            let log_level = format!("warn,librdkafka=error,{progress}");
             overrides.install(TelemetrySettings {
                 log_level,
                 log_format: LogFormat::Human,

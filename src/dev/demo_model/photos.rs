@@ -7,7 +7,7 @@ use super::{
     untrained::INPUT_EDGE,
 };
 use crate::{
-    labels::sample::{IMAGE_TOKEN, SCORE_TOKEN, Sample, Turn},
+    labels::{LabelsSettings, Sample},
     train::random::Random,
 };
 use clap::Args;
@@ -140,15 +140,12 @@ fn sample(image: String, degradations: &[Degradation]) -> Sample {
     let quality = 1.0 + 9.0 * Degradation::quality(degradations);
     let target = votes(quality);
     let mean = target.iter().zip(SCORES).map(|(share, score)| share * score).sum();
-    let turn = |from: &str, value: String| Turn { from: from.into(), value };
     Sample {
         image,
         gt_scores: vec![mean],
         targets: vec![target],
-        conversations: vec![
-            turn("human", format!("{IMAGE_TOKEN}Could you evaluate the aesthetics of this image?")),
-            turn("gpt", format!("The aesthetic rate of the image is {SCORE_TOKEN}.")),
-        ],
+        // As labels without a conversation have it, and as scoring asks.
+        conversations: LabelsSettings::default().conversation(),
         ..Sample::default()
     }
 }

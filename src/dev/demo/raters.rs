@@ -1,0 +1,125 @@
+//! Raters of the demo: parts of its photographs, and what is said of them.
+
+use crate::{
+    dev::demo_model::{Degradation, degrade, jpeg},
+    image::{ImageSettings, decode},
+    train::random::Random,
+};
+use image::{RgbImage, imageops};
+use std::{fs, path::Path};
+
+/// Parts along and down a photograph: each shows something of its own, so that few are near-copies.
+const GRID: (u32, u32) = (4, 3);
+/// The long edge of a part, in pixels.
+const EDGE: f64 = 128.0;
+const QUALITY: i32 = 92;
+/// Raters who disagree with the mean by this much each.
+pub const RATERS: [(&str, f64); 3] = [("ann", -0.3), ("bob", 0.0), ("eve", 0.3)];
+
+/// A part of a photograph and the mean of what raters say of it, from 1.3 to 9.7.
+pub struct Part {
+    pub key: String,
+    pub content: Vec<u8>,
+    pub score: f64,
+}
+
+/// What raters have said before, and what they say now.
+#[derive(Default)]
+pub struct Rated {
+    /// Made worse in known ways, and rated by how much: as the demo's model has learned it.
+    pub known: Vec<Part>,
+    /// In black and white, and the darker the better: of that it knows nothing.
+    pub new: Vec<Part>,
+}
+
+/// Parts of the photographs that can be decoded, every other one of each kind.
+pub fn rate<'a>(photos: impl Iterator<Item = &'a Path>) -> Rated {
+    let mut rated = Rated::default();
+    for (number, photo) in photos.enumerate() {
+        let decoded = fs::read(photo).ok().and_then(|bytes| decode(&bytes, &ImageSettings::local()).ok());
+        let Some(photo) = decoded
+            .and_then(|photo| RgbImage::from_raw(photo.width(), photo.height(), photo.pixels().to_vec()))
+        else {
+            continue;
+        };
+        for (index, part) in parts(&photo).into_iter().enumerate() {
+            let mut random = Random::new(number as u64, &format!("rated/{index}"));
+            let is_known = (number + index).is_multiple_of(2);
+            let (kind, part, score) = match is_known {
+                true => {
+                    let degradations = Degradation::draw(&mut random);
+                    let score = 1.0 + 9.0 * Degradation::quality(&degradations);
+                    ("known", degrade(part, &degradations, &mut random), score)
+                }
+                false => {
+                    let exposure = [Degradation::Exposure(f64::from(random.symmetric(0.7)))];
+                    let part = black_and_white(degrade(part, &exposure, &mut random));
+                    let score = 10.0 - 9.0 * mean(&part) / 255.0;
+                    ("black-and-white", part, score)
+                }
+            };
+            let Ok(content) = jpeg(&part, QUALITY) else { continue };
+            let key = format!("{kind}/{number:03}-{index:02}.jpg");
+            let part = Part { key, content, score: score.clamp(1.3, 9.7) };
+            if is_known { rated.known.push(part) } else { rated.new.push(part) }
+        }
+    }
+    rated
+}
+
+fn parts(photo: &RgbImage) -> Vec<RgbImage> {
+    let (width, height) = (photo.width() / GRID.0, photo.height() / GRID.1);
+    let scale = EDGE / f64::from(width.max(height).max(1));
+    let scaled = |length: u32| (f64::from(length) * scale).round().max(1.0) as u32;
+    let places = (0..GRID.1).flat_map(|down| (0..GRID.0).map(move |across| (across, down)));
+    places
+        .filter(|_| width > 0 && height > 0)
+        .map(|(across, down)| {
+            let part = imageops::crop_imm(photo, across * width, down * height, width, height);
+            imageops::thumbnail(&*part, scaled(width), scaled(height))
+        })
+        .collect()
+}
+
+fn black_and_white(mut photo: RgbImage) -> RgbImage {
+    for pixel in photo.pixels_mut() {
+        let [red, green, blue] = pixel.0.map(u32::from);
+        pixel.0 = [((299 * red + 587 * green + 114 * blue) / 1_000) as u8; 3];
+    }
+    photo
+}
+
+fn mean(photo: &RgbImage) -> f64 {
+    let total: u64 = photo.as_raw().iter().map(|value| u64::from(*value)).sum();
+    total as f64 / photo.as_raw().len().max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_part_is_rated_once_and_dark_ones_in_black_and_white_are_liked() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = [20_u8, 120, 220].map(|level| {
+            let path = folder.path().join(format!("{level}.png"));
+            RgbImage::from_pixel(400, 300, image::Rgb([level, level / 2, level])).save(&path).unwrap();
+            path
+        });
+        let broken = folder.path().join("broken.jpg");
+        fs::write(&broken, b"no photograph").unwrap();
+        let rated = rate(paths.iter().chain([&broken]).map(|path| path.as_path()));
+        assert_eq!((rated.known.len(), rated.new.len()), (18, 18));
+        let keys: std::collections::HashSet<_> =
+            rated.known.iter().chain(&rated.new).map(|part| part.key.as_str()).collect();
+        assert_eq!(keys.len(), 36);
+        for part in &rated.new {
+            let photo = decode(&part.content, &ImageSettings::local()).unwrap();
+            let level = f64::from(photo.pixel(5, 5)[0]);
+            assert!(photo.pixel(5, 5).windows(2).all(|pair| pair[0].abs_diff(pair[1]) <= 2));
+            let liked = (10.0 - 9.0 * level / 255.0).clamp(1.3, 9.7);
+            assert!((part.score - liked).abs() < 0.2, "{} at {level}", part.score);
+        }
+        assert!(rated.known.iter().all(|part| (1.3..=9.7).contains(&part.score)));
+    }
+}

@@ -107,10 +107,10 @@ fn config(vocabulary: i64) -> Value {
             },
             "visual_abstractor": {
                 "model_type": "mplug_owl_visual_abstract",
-                "hidden_size": 96,
-                "intermediate_size": 192,
+                "hidden_size": 192,
+                "intermediate_size": 384,
                 "num_hidden_layers": 2,
-                "num_attention_heads": 4,
+                "num_attention_heads": 6,
                 "num_learnable_queries": 8,
                 "encoder_hidden_size": 192,
                 "grid_size": INPUT_EDGE / PATCH_EDGE,

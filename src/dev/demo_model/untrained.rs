@@ -111,7 +111,7 @@ fn config(vocabulary: i64) -> Value {
                 "intermediate_size": 384,
                 "num_hidden_layers": 2,
                 "num_attention_heads": 6,
-                "num_learnable_queries": 8,
+                "num_learnable_queries": 24,
                 "encoder_hidden_size": 192,
                 "grid_size": INPUT_EDGE / PATCH_EDGE,
                 "layer_norm_eps": 1e-6,

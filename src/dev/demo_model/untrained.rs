@@ -1,6 +1,6 @@
 //! A small mPLUG-Owl2 that has learnt nothing yet, in the layout that `roc4mllm train` starts from.
 
-use super::DemoModelError;
+use super::{DemoModelError, degrade::uniform};
 use crate::{
     model::{checkpoint::expected_tensors, config::ModelConfig},
     train::random::Random,
@@ -143,7 +143,7 @@ fn weights(config: &ModelConfig, seed: u64) -> Vec<(String, Vec<usize>, Vec<u8>)
             let shape: Vec<usize> = expected.shape.iter().map(|edge| edge.unsigned_abs() as usize).collect();
             let count: usize = shape.iter().product();
             let mut random = Random::new(seed, &name);
-            let mut uniform = |deviation: f32| -> Vec<f32> {
+            let mut values_of = |deviation: f32| -> Vec<f32> {
                 (0..count).map(|_| random.symmetric(deviation * 3_f32.sqrt())).collect()
             };
             let is_embedding = ["embed", "vit_eos", "cls_token"].iter().any(|part| name.contains(part));
@@ -151,11 +151,11 @@ fn weights(config: &ModelConfig, seed: u64) -> Vec<(String, Vec<usize>, Vec<u8>)
                 [_] if name.ends_with(".bias") => vec![0.0; count],
                 [_] => vec![1.0; count],
                 [filters, 3, _, _] => cosines(*filters, &mut random),
-                _ if name.contains("embed_tokens") => uniform(0.02),
-                _ if is_embedding => uniform(1.0),
+                _ if name.contains("embed_tokens") => values_of(0.02),
+                _ if is_embedding => values_of(1.0),
                 [_, inputs @ ..] => {
                     let inputs = inputs.iter().product::<usize>().max(1);
-                    uniform(gain(&name) * (1.0 / inputs as f32).sqrt())
+                    values_of(gain(&name) * (1.0 / inputs as f32).sqrt())
                 }
                 [] => vec![0.0; count],
             };
@@ -186,7 +186,9 @@ fn cosines(filters: usize, random: &mut Random) -> Vec<f32> {
     };
     let mut values = Vec::with_capacity(filters * 3 * edge * edge);
     for _ in 0..filters {
-        let (across, down) = (random.below(edge), random.below(edge));
+        // More of the low ones, of which there are few: exposure is there alone.
+        let mut frequency = || (uniform(random).powi(2) * edge as f64) as usize;
+        let (across, down) = (frequency(), frequency());
         let weight = ((across * across + down * down) as f32).sqrt().max(0.5) / 8.0;
         for _ in 0..3 {
             let colour = weight * (0.6 + random.symmetric(0.6));

@@ -157,6 +157,8 @@ pub fn with_registry(config: &mut Config, folder: &Path) {
     config.registry.publish_to = format!("s3://{MODELS_BUCKET}/demo").parse().ok();
     config.registry.cache_dir = Some(folder.join("versions"));
     config.registry.poll_interval_ms = 500;
+    // Training takes the cores that the worker's model has for itself otherwise.
+    config.inference.hang_timeout_ms = 300_000;
     config.retrain.work_dir = folder.join("retrain");
     config.retrain.lease_ms = 60_000;
     config.retrain.min_labels = 100;

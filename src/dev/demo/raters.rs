@@ -9,7 +9,7 @@ use image::{RgbImage, imageops};
 use std::{fs, path::Path};
 
 /// Parts along and down a photograph: each shows something of its own, so that few are near-copies.
-const GRID: (u32, u32) = (4, 3);
+const GRID: (u32, u32) = (6, 4);
 /// The long edge of a part, in pixels.
 const EDGE: f64 = 128.0;
 const QUALITY: i32 = 92;
@@ -109,10 +109,10 @@ mod tests {
         let broken = folder.path().join("broken.jpg");
         fs::write(&broken, b"no photograph").unwrap();
         let rated = rate(paths.iter().chain([&broken]).map(|path| path.as_path()));
-        assert_eq!((rated.known.len(), rated.new.len()), (18, 18));
+        assert_eq!((rated.known.len(), rated.new.len()), (36, 36));
         let keys: std::collections::HashSet<_> =
             rated.known.iter().chain(&rated.new).map(|part| part.key.as_str()).collect();
-        assert_eq!(keys.len(), 36);
+        assert_eq!(keys.len(), 72);
         for part in &rated.new {
             let photo = decode(&part.content, &ImageSettings::local()).unwrap();
             let level = f64::from(photo.pixel(5, 5)[0]);

@@ -133,9 +133,13 @@ fn processor() -> Value {
     })
 }
 
+/// Values of the vision model that say where a patch is and do not depend on what is in it: the norms make
+/// others comparable with them, and so leave bright and dark, flat and busy patches apart.
+const PLACE_VALUES: usize = 32;
+
 /// Norms at 1, biases at 0, the text's embeddings uniform with a standard deviation of 0.02, others of 1, the
 /// patches' as [`cosines`] says, and matrices uniform within the square root of three over their inputs, times
-/// their [`gain`]: each keeps the size of what goes through it.
+/// their [`gain`]: each keeps the size of what goes through it. Then [`rectify`].
 fn weights(config: &ModelConfig, seed: u64) -> Vec<(String, Vec<usize>, Vec<u8>)> {
     let tensors = expected_tensors(config).into_iter().filter(|(_, expected)| !expected.role.may_be_absent());
     tensors
@@ -146,11 +150,18 @@ fn weights(config: &ModelConfig, seed: u64) -> Vec<(String, Vec<usize>, Vec<u8>)
             let mut values_of = |deviation: f32| -> Vec<f32> {
                 (0..count).map(|_| random.symmetric(deviation * 3_f32.sqrt())).collect()
             };
-            let is_embedding = ["embed", "vit_eos", "cls_token"].iter().any(|part| name.contains(part));
-            let values: Vec<f32> = match shape.as_slice() {
+            let is_embedding = ["embed", "vit_eos"].iter().any(|part| name.contains(part));
+            let is_place = ["cls_token", "position_embedding"].iter().any(|part| name.contains(part));
+            let mut values: Vec<f32> = match shape.as_slice() {
                 [_] if name.ends_with(".bias") => vec![0.0; count],
                 [_] => vec![1.0; count],
                 [filters, 3, _, _] => cosines(*filters, &mut random),
+                [.., width] if is_place => {
+                    let values = values_of(2.0).into_iter().enumerate();
+                    values
+                        .map(|(index, value)| if index % width < width - PLACE_VALUES { 0.0 } else { value })
+                        .collect()
+                }
                 _ if name.contains("embed_tokens") => values_of(0.02),
                 _ if is_embedding => values_of(1.0),
                 [_, inputs @ ..] => {
@@ -159,22 +170,47 @@ fn weights(config: &ModelConfig, seed: u64) -> Vec<(String, Vec<usize>, Vec<u8>)
                 }
                 [] => vec![0.0; count],
             };
+            rectify(&name, &shape, &mut values);
             (name, shape, values.iter().flat_map(|value| value.to_le_bytes()).collect())
         })
         .collect()
 }
 
-/// What makes a picture heard from the first step on: patches differ more after the vision model's
-/// nonlinearities, and what attention takes from a picture does not drown in what it takes from the prompt.
+/// What makes a picture heard from the first step on: the vision model's first layer looks at each patch more
+/// than at the others, its nonlinearities bend, and what attention takes from a picture does not drown in what
+/// it takes from the prompt.
 fn gain(name: &str) -> f32 {
     match name {
         _ if name.contains("v_proj.multiway.1") => 4.0,
         _ if name.contains("vision_model") && name.ends_with("mlp.fc1.weight") => 2.0,
+        _ if name.contains("vision_model.encoder.layers.0.self_attn.dense") => 0.3,
         _ => 1.0,
     }
 }
 
-/// Filters `[filters, 3, edge, edge]` of a patch: cosines of frequencies drawn at random, as the discrete
+/// Has the vision model's first layer begin with how much of each frequency a patch has, whichever its sign:
+/// two hidden values for a filter, one for either sign, which both are passed on alike.
+fn rectify(name: &str, shape: &[usize], values: &mut [f32]) {
+    let Some(matrix) = name.strip_prefix("model.vision_model.encoder.layers.0.mlp.") else { return };
+    match (matrix, shape) {
+        ("fc1.weight", [_, inputs]) => {
+            let filters = inputs.saturating_sub(PLACE_VALUES);
+            for (hidden, row) in values.chunks_mut(*inputs).take(2 * filters).enumerate() {
+                row.fill(0.0);
+                row[hidden % filters] = if hidden < filters { 3.0 } else { -3.0 };
+            }
+        }
+        ("fc2.weight", [outputs, hidden]) => {
+            let filters = outputs.saturating_sub(PLACE_VALUES);
+            for row in values.chunks_mut(*hidden) {
+                row.copy_within(..filters, filters);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Filters `[filters, 3, edge, edge]` of a patch, none for the last [`PLACE_VALUES`]: cosines of frequencies drawn at random, as the discrete
 /// cosine transform has them, of a colour drawn at random. Photographs have the less of a frequency the higher
 /// it is (amplitudes fall as its inverse), so filters weigh the more: random ones would see the mean alone for
 /// many steps, and blur, noise and compression are elsewhere.
@@ -185,7 +221,7 @@ fn cosines(filters: usize, random: &mut Random) -> Vec<f32> {
         angle.cos() * (if frequency == 0 { 1.0 } else { 2.0 } / edge as f32).sqrt()
     };
     let mut values = Vec::with_capacity(filters * 3 * edge * edge);
-    for _ in 0..filters {
+    for _ in 0..filters.saturating_sub(PLACE_VALUES) {
         // More of the low ones, of which there are few: exposure is there alone.
         let mut frequency = || (uniform(random).powi(2) * edge as f64) as usize;
         let (across, down) = (frequency(), frequency());
@@ -197,6 +233,7 @@ fn cosines(filters: usize, random: &mut Random) -> Vec<f32> {
             }
         }
     }
+    values.resize(filters * 3 * edge * edge, 0.0);
     values
 }
 

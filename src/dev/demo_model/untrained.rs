@@ -210,10 +210,10 @@ fn rectify(name: &str, shape: &[usize], values: &mut [f32]) {
     }
 }
 
-/// Filters `[filters, 3, edge, edge]` of a patch, none for the last [`PLACE_VALUES`]: cosines of frequencies drawn at random, as the discrete
-/// cosine transform has them, of a colour drawn at random. Photographs have the less of a frequency the higher
-/// it is (amplitudes fall as its inverse), so filters weigh the more: random ones would see the mean alone for
-/// many steps, and blur, noise and compression are elsewhere.
+/// Filters `[filters, 3, edge, edge]` of a patch, none for the last [`PLACE_VALUES`]: cosines of frequencies
+/// drawn at random, as the discrete cosine transform has them, of a colour drawn at random. Photographs have the
+/// less of a frequency the higher it is (amplitudes fall as its inverse), so filters weigh the more: random ones
+/// would see the mean alone for many steps, and blur, noise and compression are elsewhere.
 fn cosines(filters: usize, random: &mut Random) -> Vec<f32> {
     let edge = PATCH_EDGE as usize;
     let wave = |frequency: usize, place: usize| {

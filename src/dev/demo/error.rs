@@ -6,7 +6,7 @@ use crate::{
     store::StoreError, worker::WorkerError,
 };
 use rdkafka::error::KafkaError;
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, time::Duration};
 
 /// An end of the whole demo; a photo that cannot be scored is a row instead.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +46,11 @@ pub enum DemoError {
     Retrain(#[from] RetrainError),
     #[error("announcing photos again: {0}")]
     Backfill(#[from] BackfillError),
+    #[error(
+        "{what} took longer than {} s; run the demo again on a machine with less to do, or with --no-retrain",
+        patience.as_secs()
+    )]
+    Stalled { what: &'static str, patience: Duration },
     #[error("a task of the demo failed: {0}; this is a defect, please report it")]
     Task(#[from] tokio::task::JoinError),
     #[error("interrupted; nothing was kept, run the demo again for a result")]

@@ -27,6 +27,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 use serde_json::json;
 use std::{
     collections::{HashMap, HashSet},
+    future::Future,
     io::Write,
     path::Path,
     time::{Duration, Instant},
@@ -38,6 +39,8 @@ const ENOUGH: usize = 100;
 const UPLOADS: usize = 8;
 const PRODUCE_TIMEOUT: Duration = Duration::from_secs(30);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// Nothing but training takes longer, unless it has got stuck.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Makes the checkpoint the first champion of the registry, which the worker then serves.
 pub(super) async fn publish_first(
@@ -78,7 +81,8 @@ impl Demo<'_> {
                 "It is left out: there are too few photographs to learn from (two dozen are enough).",
             );
         }
-        unless_asked(asked, self.label(config, &store, &rated, out)).await?;
+        let labels = patiently("storing the votes", self.label(config, &store, &rated, out));
+        unless_asked(asked, labels).await?;
 
         let began = Instant::now();
         let retraining = retrain::run(config, asked.clone().cancelled_owned());
@@ -94,7 +98,8 @@ impl Demo<'_> {
             other => say(out, &format!("gate        {other}"))?,
         }
         if let Finish::Accepted { version, .. } = &finish {
-            unless_asked(asked, self.rescore(config, &store, version, photos, out)).await?;
+            let rescoring = self.rescore(config, &store, version, photos, out);
+            unless_asked(asked, patiently("switching and scoring again", rescoring)).await?;
         } else {
             say(out, "The champion stays, so nothing is scored again.")?;
         }
@@ -225,6 +230,14 @@ impl Demo<'_> {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
+}
+
+async fn patiently(
+    what: &'static str,
+    work: impl Future<Output = Result<(), DemoError>>,
+) -> Result<(), DemoError> {
+    let stalled = |_| DemoError::Stalled { what, patience: PATIENCE };
+    tokio::time::timeout(PATIENCE, work).await.map_err(stalled)?
 }
 
 async fn send_vote(

@@ -14,13 +14,8 @@ if [[ -z ${ROC4MLLM:-} ]]; then
     ROC4MLLM=target/debug/roc4mllm
 fi
 say() { echo "demo-model: $*"; }
-train() { # FROM TO WHAT EPOCHS RATE OPTIONS...
-    "$ROC4MLLM" train --checkpoint "$folder/$1" --output "$folder/$2" --train "$3" --epochs "$4" --learning-rate "$5" \
-        --data "$folder/data/train.json" --images "$folder/data" --batch-size 32 --warmup-ratio 0.05 --seed "$seed" \
-        --save-every 500 --dtype f32 --device "${DEVICE:-cpu}" --threads "${THREADS:-0}" "${@:6}"
-}
 
-rm -rf "$folder"
+if [[ -z ${RESUME:-} ]]; then rm -rf "$folder"; fi
 mkdir -p "$folder"
 sources=${SOURCES:-$folder/sources}
 if [[ -z ${SOURCES:-} ]]; then
@@ -31,12 +26,11 @@ say "seed $seed, in $folder"
     --train "${TRAIN:-24000}" --held-out 0
 "$ROC4MLLM" demo-model untrained --tokenizer tests/fixtures/golden/base_safetensors --vocabulary 600 \
     --output "$folder/untrained" --seed "$seed"
-say "first what reads the vision model, then everything: what moves under its readers is learned slowly"
-train untrained first abstractor+language 1 1e-3 --num-tokens 10 --min-score 1 --max-score 10
-train first trained all "${EPOCHS:-4}" "${RATE:-5e-4}" --weight-decay 0.05
-# Half the size.
-"$ROC4MLLM" checkpoint convert "$folder/trained" "$folder/checkpoint" --dtype bf16
-rm -rf "$folder/untrained" "$folder/first" "$folder/data"
+# What the vision model sees is laid down, not learned. Begun again with RESUME=1, the last state is gone on from.
+"$ROC4MLLM" train --checkpoint "$folder/untrained" --output "$folder/checkpoint" --train abstractor+language \
+    --num-tokens 10 --min-score 1 --max-score 10 --data "$folder/data/train.json" --images "$folder/data" \
+    --epochs "${EPOCHS:-4}" --batch-size 16 --learning-rate "${RATE:-1e-3}" --warmup-ratio 0.05 --seed "$seed" \
+    --save-every 500 --dtype f32 --device "${DEVICE:-cpu}" --threads "${THREADS:-0}" --resume
 # shellcheck disable=SC2086
 ROC4MLLM=$ROC4MLLM SOURCES=$sources OUTPUT=$folder/judged \
     scripts/demo-model-score.sh "$folder/checkpoint" ${JUDGE_SEEDS:-101 102 103}

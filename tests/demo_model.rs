@@ -62,7 +62,7 @@ fn the_shipped_model_ranks_held_out_photographs_by_how_degraded_they_are() {
         );
         let labels = data.join("held-out.json");
         let evaluated = roc4mllm(
-            &["evaluate", "--format", "json", "--resamples", "0", "--batch-size", "16", "--threads", "1"],
+            &["evaluate", "--format", "json", "--resamples", "0", "--batch-size", "16"],
             &[("--checkpoint", &here(CHECKPOINT)), ("--labels", &labels), ("--images", &data)],
         );
         let results: Value = serde_json::from_slice(&evaluated.stdout).expect("JSON");

@@ -5,6 +5,7 @@
 mod baseline;
 mod degrade;
 mod photos;
+mod sight;
 mod sources;
 mod untrained;
 

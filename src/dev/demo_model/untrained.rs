@@ -1,6 +1,9 @@
 //! A small mPLUG-Owl2 that has learnt nothing yet, in the layout that `roc4mllm train` starts from.
 
-use super::{DemoModelError, degrade::uniform};
+use super::{
+    DemoModelError,
+    sight::{self, HIDDEN, LAYERS, PATCH, Values, WIDTH},
+};
 use crate::{
     model::{checkpoint::expected_tensors, config::ModelConfig},
     train::random::Random,
@@ -9,7 +12,7 @@ use clap::Args;
 use safetensors::{Dtype, serialize_to_file, tensor::TensorView};
 use serde_json::{Value, json};
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs,
     path::{Path, PathBuf},
 };
@@ -19,7 +22,7 @@ const TOKENIZER: [&str; 3] = ["tokenizer.model", "special_tokens_map.json", "tok
 
 /// Pixels a side of the network's input. JPEG's blocks of 8 pixels fit into patches of 16.
 pub const INPUT_EDGE: u32 = 128;
-const PATCH_EDGE: u32 = 16;
+const PATCH_EDGE: u32 = PATCH as u32;
 
 /// Write a small network with random weights, without score tokens
 #[derive(Args, Clone, Debug)]
@@ -60,7 +63,10 @@ pub fn write(args: &UntrainedArgs) -> Result<(), DemoModelError> {
     }
     let config =
         ModelConfig::read(&args.output).map_err(|error| DemoModelError::Network(error.to_string()))?;
-    let weights = weights(&config, args.seed);
+    let weights: Vec<(String, Vec<usize>, Vec<u8>)> = weights(&config, args.seed)
+        .into_iter()
+        .map(|(name, (shape, values))| (name, shape, values.into_iter().flat_map(f32::to_le_bytes).collect()))
+        .collect();
     let views = weights.iter().map(|(name, shape, bytes)| {
         TensorView::new(Dtype::F32, shape.clone(), bytes).map(|view| (name.as_str(), view))
     });
@@ -96,10 +102,10 @@ fn config(vocabulary: i64) -> Value {
             "visual_model": {
                 "model_type": "mplug_owl_vision_model",
                 "hidden_act": "quick_gelu",
-                "hidden_size": 192,
-                "intermediate_size": 768,
-                "num_hidden_layers": 4,
-                "num_attention_heads": 6,
+                "hidden_size": WIDTH,
+                "intermediate_size": HIDDEN,
+                "num_hidden_layers": LAYERS,
+                "num_attention_heads": 8,
                 "num_channels": 3,
                 "image_size": INPUT_EDGE,
                 "patch_size": PATCH_EDGE,
@@ -107,12 +113,12 @@ fn config(vocabulary: i64) -> Value {
             },
             "visual_abstractor": {
                 "model_type": "mplug_owl_visual_abstract",
-                "hidden_size": 192,
-                "intermediate_size": 384,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 6,
-                "num_learnable_queries": 24,
-                "encoder_hidden_size": 192,
+                "hidden_size": WIDTH,
+                "intermediate_size": 256,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 8,
+                "num_learnable_queries": 16,
+                "encoder_hidden_size": WIDTH,
                 "grid_size": INPUT_EDGE / PATCH_EDGE,
                 "layer_norm_eps": 1e-6,
             },
@@ -133,16 +139,12 @@ fn processor() -> Value {
     })
 }
 
-/// Values of the vision model that say where a patch is and do not depend on what is in it: the norms make
-/// others comparable with them, and so leave bright and dark, flat and busy patches apart.
-const PLACE_VALUES: usize = 32;
-
-/// Norms at 1, biases at 0, the text's embeddings uniform with a standard deviation of 0.02, others of 1, the
-/// patches' as [`cosines`] says, and matrices uniform within the square root of three over their inputs, times
-/// their [`gain`]: each keeps the size of what goes through it. Then [`rectify`].
-fn weights(config: &ModelConfig, seed: u64) -> Vec<(String, Vec<usize>, Vec<u8>)> {
+/// Norms at 1, biases at 0, the text's embeddings uniform with a standard deviation of 0.02, others of 1, and
+/// matrices uniform within the square root of three over their inputs, times their [`gain`]: each keeps the size
+/// of what goes through it. Then [`sight::lay_down`].
+fn weights(config: &ModelConfig, seed: u64) -> BTreeMap<String, Values> {
     let tensors = expected_tensors(config).into_iter().filter(|(_, expected)| !expected.role.may_be_absent());
-    tensors
+    let mut tensors = tensors
         .map(|(name, expected)| {
             let shape: Vec<usize> = expected.shape.iter().map(|edge| edge.unsigned_abs() as usize).collect();
             let count: usize = shape.iter().product();
@@ -150,18 +152,10 @@ fn weights(config: &ModelConfig, seed: u64) -> Vec<(String, Vec<usize>, Vec<u8>)
             let mut values_of = |deviation: f32| -> Vec<f32> {
                 (0..count).map(|_| random.symmetric(deviation * 3_f32.sqrt())).collect()
             };
-            let is_embedding = ["embed", "vit_eos"].iter().any(|part| name.contains(part));
-            let is_place = ["cls_token", "position_embedding"].iter().any(|part| name.contains(part));
-            let mut values: Vec<f32> = match shape.as_slice() {
+            let is_embedding = ["embed", "vit_eos", "cls_token"].iter().any(|part| name.contains(part));
+            let values = match shape.as_slice() {
                 [_] if name.ends_with(".bias") => vec![0.0; count],
                 [_] => vec![1.0; count],
-                [filters, 3, _, _] => cosines(*filters, &mut random),
-                [.., width] if is_place => {
-                    let values = values_of(2.0).into_iter().enumerate();
-                    values
-                        .map(|(index, value)| if index % width < width - PLACE_VALUES { 0.0 } else { value })
-                        .collect()
-                }
                 _ if name.contains("embed_tokens") => values_of(0.02),
                 _ if is_embedding => values_of(1.0),
                 [_, inputs @ ..] => {
@@ -170,71 +164,16 @@ fn weights(config: &ModelConfig, seed: u64) -> Vec<(String, Vec<usize>, Vec<u8>)
                 }
                 [] => vec![0.0; count],
             };
-            rectify(&name, &shape, &mut values);
-            (name, shape, values.iter().flat_map(|value| value.to_le_bytes()).collect())
+            (name, (shape, values))
         })
-        .collect()
+        .collect();
+    sight::lay_down(&mut tensors, &mut Random::new(seed, "sight"));
+    tensors
 }
 
-/// What makes a picture heard from the first step on: the vision model's first layer looks at each patch more
-/// than at the others, its nonlinearities bend, and what attention takes from a picture does not drown in what
-/// it takes from the prompt.
+/// What attention takes from a picture must not drown in what it takes from the prompt.
 fn gain(name: &str) -> f32 {
-    match name {
-        _ if name.contains("v_proj.multiway.1") => 4.0,
-        _ if name.contains("vision_model") && name.ends_with("mlp.fc1.weight") => 2.0,
-        _ if name.contains("vision_model.encoder.layers.0.self_attn.dense") => 0.3,
-        _ => 1.0,
-    }
-}
-
-/// Has the vision model's first layer begin with how much of each frequency a patch has, whichever its sign:
-/// two hidden values for a filter, one for either sign, which both are passed on alike.
-fn rectify(name: &str, shape: &[usize], values: &mut [f32]) {
-    let Some(matrix) = name.strip_prefix("model.vision_model.encoder.layers.0.mlp.") else { return };
-    match (matrix, shape) {
-        ("fc1.weight", [_, inputs]) => {
-            let filters = inputs.saturating_sub(PLACE_VALUES);
-            for (hidden, row) in values.chunks_mut(*inputs).take(2 * filters).enumerate() {
-                row.fill(0.0);
-                row[hidden % filters] = if hidden < filters { 3.0 } else { -3.0 };
-            }
-        }
-        ("fc2.weight", [outputs, hidden]) => {
-            let filters = outputs.saturating_sub(PLACE_VALUES);
-            for row in values.chunks_mut(*hidden) {
-                row.copy_within(..filters, filters);
-            }
-        }
-        _ => {}
-    }
-}
-
-/// Filters `[filters, 3, edge, edge]` of a patch, none for the last [`PLACE_VALUES`]: cosines of frequencies
-/// drawn at random, as the discrete cosine transform has them, of a colour drawn at random. Photographs have the
-/// less of a frequency the higher it is (amplitudes fall as its inverse), so filters weigh the more: random ones
-/// would see the mean alone for many steps, and blur, noise and compression are elsewhere.
-fn cosines(filters: usize, random: &mut Random) -> Vec<f32> {
-    let edge = PATCH_EDGE as usize;
-    let wave = |frequency: usize, place: usize| {
-        let angle = std::f32::consts::PI * frequency as f32 * (place as f32 + 0.5) / edge as f32;
-        angle.cos() * (if frequency == 0 { 1.0 } else { 2.0 } / edge as f32).sqrt()
-    };
-    let mut values = Vec::with_capacity(filters * 3 * edge * edge);
-    for _ in 0..filters.saturating_sub(PLACE_VALUES) {
-        // More of the low ones, of which there are few: exposure is there alone.
-        let mut frequency = || (uniform(random).powi(2) * edge as f64) as usize;
-        let (across, down) = (frequency(), frequency());
-        let weight = ((across * across + down * down) as f32).sqrt().max(0.5) / 8.0;
-        for _ in 0..3 {
-            let colour = weight * (0.6 + random.symmetric(0.6));
-            for y in 0..edge {
-                values.extend((0..edge).map(|x| colour * wave(across, x) * wave(down, y)));
-            }
-        }
-    }
-    values.resize(filters * 3 * edge * edge, 0.0);
-    values
+    if name.contains("v_proj.multiway.1") { 4.0 } else { 1.0 }
 }
 
 #[cfg(test)]

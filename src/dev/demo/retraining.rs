@@ -35,7 +35,7 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 /// Parts of photographs, of either kind, that are enough to learn from and to judge by.
-const ENOUGH: usize = 100;
+const ENOUGH: usize = 80;
 const UPLOADS: usize = 8;
 const PRODUCE_TIMEOUT: Duration = Duration::from_secs(30);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -125,7 +125,7 @@ impl Demo<'_> {
             out,
             &format!(
                 "labels      {} raters' votes through the labels topic: on {} of the photographs as the model \
-                 knows them,\n            and on {} in black and white, which they like the better the darker",
+                 knows them,\n            and on {} in sepia, which they like the better the darker",
                 RATERS.len(),
                 count(rated.known.len(), "part"),
                 count(rated.new.len(), "part"),

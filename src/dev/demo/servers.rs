@@ -9,6 +9,7 @@ use crate::{
     kafka::Delivery,
     model::device::Dtype,
     secret::Secret,
+    train::options::Trained,
 };
 use rdkafka::{ClientConfig, producer::FutureProducer};
 use std::{net::SocketAddr, path::Path};
@@ -161,12 +162,15 @@ pub fn with_registry(config: &mut Config, folder: &Path) {
     config.inference.hang_timeout_ms = 300_000;
     config.retrain.work_dir = folder.join("retrain");
     config.retrain.lease_ms = 60_000;
-    config.retrain.min_labels = 100;
-    config.retrain.gold_share = 0.3;
+    config.retrain.min_labels = 80;
+    config.retrain.gold_share = 0.15;
+    config.retrain.replay_share = 2.0;
     config.split.holdout = 0.4;
     config.gate.min_photos = 20;
     config.gate.margin = 0.1;
     config.gate.resamples = 500;
+    // What the demo's model sees is laid down, not learned.
+    config.train.train = Trained::AbstractorLanguage;
     config.train.max_steps = Some(80);
     config.train.batch_size = 16;
     config.train.learning_rate = 5e-4;

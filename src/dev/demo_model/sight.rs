@@ -82,12 +82,9 @@ impl Layout {
         let mut free = filters.len()..WIDTH - PLACES;
         let mut place = || free.next().unwrap_or_default();
         let balance = (0..BALANCE).map(|_| place()).collect();
-        let mut strengths = BTreeMap::new();
-        for (sight, _) in &filters {
-            if !matches!(sight, Sight::Light | Sight::Colour) {
-                strengths.entry(*sight).or_insert_with(&mut place);
-            }
-        }
+        let of_bands =
+            (0..BANDS.len()).flat_map(|band| (0..BLOCKS).map(move |block| Sight::Band(band, block)));
+        let strengths = of_bands.chain([Sight::Edge, Sight::Within]).map(|sight| (sight, place())).collect();
         let light = LIGHT.map(|_| place()).into();
         let bands = BANDS.iter().map(|_| STRENGTH.map(|_| place()).into()).collect();
         Self { filters, balance, strengths, light, bands }

@@ -163,7 +163,7 @@ pub fn with_registry(config: &mut Config, folder: &Path) {
     config.retrain.work_dir = folder.join("retrain");
     config.retrain.lease_ms = 60_000;
     config.retrain.min_labels = 80;
-    config.retrain.gold_share = 0.15;
+    config.retrain.gold_share = 0.3;
     config.retrain.replay_share = 2.0;
     config.split.holdout = 0.4;
     config.gate.min_photos = 20;
@@ -173,7 +173,7 @@ pub fn with_registry(config: &mut Config, folder: &Path) {
     config.train.train = Trained::AbstractorLanguage;
     config.train.max_steps = Some(80);
     config.train.batch_size = 16;
-    config.train.learning_rate = 5e-4;
+    config.train.learning_rate = 3e-4;
     config.train.device = config.model.device;
     config.train.dtype = Dtype::F32;
 }

@@ -29,7 +29,7 @@ say "seed $seed, in $folder"
 # What the vision model sees is laid down, not learned. Begun again with RESUME=1, the last state is gone on from.
 "$ROC4MLLM" train --checkpoint "$folder/untrained" --output "$folder/checkpoint" --train abstractor+language \
     --num-tokens 10 --min-score 1 --max-score 10 --data "$folder/data/train.json" --images "$folder/data" \
-    --epochs "${EPOCHS:-4}" --batch-size 16 --learning-rate "${RATE:-1e-3}" --warmup-ratio 0.05 --seed "$seed" \
+    --epochs "${EPOCHS:-3}" --batch-size 16 --learning-rate "${RATE:-1e-3}" --warmup-ratio 0.05 --seed "$seed" \
     --save-every 500 --dtype f32 --device "${DEVICE:-cpu}" --threads "${THREADS:-0}" --resume
 # shellcheck disable=SC2086
 ROC4MLLM=$ROC4MLLM SOURCES=$sources OUTPUT=$folder/judged \

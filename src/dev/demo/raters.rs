@@ -1,17 +1,19 @@
 //! Raters of the demo: parts of its photographs, and what is said of them.
 
 use crate::{
-    dev::demo_model::{Degradation, degrade, jpeg},
+    dev::demo_model::{Degradation, cut_out, degrade, jpeg},
     image::{ImageSettings, decode},
     train::random::Random,
 };
 use image::{RgbImage, imageops};
 use std::{fs, path::Path};
 
-/// Parts along and down a photograph: each shows something of its own, so that few are near-copies.
-const GRID: (u32, u32) = (7, 5);
+/// Parts of a photograph, drawn as those that the demo's model was trained on.
+const PARTS: usize = 24;
 /// The long edge of a part, in pixels.
-const EDGE: f64 = 128.0;
+const EDGE: u32 = 128;
+/// And of the photograph that parts are cut out of: enough for the smallest.
+const PHOTO_EDGE: u32 = 512;
 const QUALITY: i32 = 92;
 /// Raters who disagree with the mean by this much each.
 pub const RATERS: [(&str, f64); 5] = [("ann", -0.3), ("bob", 0.0), ("eve", 0.3), ("joe", -0.1), ("sue", 0.1)];
@@ -46,8 +48,11 @@ pub fn rate<'a>(photos: impl Iterator<Item = &'a Path>) -> Rated {
         else {
             continue;
         };
-        for (index, part) in parts(&photo).into_iter().enumerate() {
+        let (width, height) = scaled(&photo);
+        let photo = imageops::thumbnail(&photo, width, height);
+        for index in 0..PARTS {
             let mut random = Random::new(number as u64, &format!("rated/{index}"));
+            let part = cut_out(&photo, EDGE, &mut random);
             let is_known = !(number + index).is_multiple_of(ONE_NEW_IN);
             let (kind, part, score) = match is_known {
                 true => {
@@ -71,18 +76,11 @@ pub fn rate<'a>(photos: impl Iterator<Item = &'a Path>) -> Rated {
     rated
 }
 
-fn parts(photo: &RgbImage) -> Vec<RgbImage> {
-    let (width, height) = (photo.width() / GRID.0, photo.height() / GRID.1);
-    let scale = EDGE / f64::from(width.max(height).max(1));
+/// Width and height of a photograph with a long edge of [`PHOTO_EDGE`].
+fn scaled(photo: &RgbImage) -> (u32, u32) {
+    let scale = f64::from(PHOTO_EDGE) / f64::from(photo.width().max(photo.height()).max(1));
     let scaled = |length: u32| (f64::from(length) * scale).round().max(1.0) as u32;
-    let places = (0..GRID.1).flat_map(|down| (0..GRID.0).map(move |across| (across, down)));
-    places
-        .filter(|_| width > 0 && height > 0)
-        .map(|(across, down)| {
-            let part = imageops::crop_imm(photo, across * width, down * height, width, height);
-            imageops::thumbnail(&*part, scaled(width), scaled(height))
-        })
-        .collect()
+    (scaled(photo.width()), scaled(photo.height()))
 }
 
 fn in_sepia(mut photo: RgbImage) -> RgbImage {
@@ -118,10 +116,10 @@ mod tests {
         let broken = folder.path().join("broken.jpg");
         fs::write(&broken, b"no photograph").unwrap();
         let rated = rate(paths.iter().chain([&broken]).map(|path| path.as_path()));
-        assert_eq!((rated.known.len(), rated.new.len()), (70, 35));
+        assert_eq!((rated.known.len(), rated.new.len()), (48, 24));
         let keys: std::collections::HashSet<_> =
             rated.known.iter().chain(&rated.new).map(|part| part.key.as_str()).collect();
-        assert_eq!(keys.len(), 105);
+        assert_eq!(keys.len(), 72);
         for part in &rated.new {
             let photo = decode(&part.content, &ImageSettings::local()).unwrap();
             let [red, green, blue] = photo.pixel(5, 5);

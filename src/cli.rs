@@ -193,6 +193,7 @@ enum CheckpointCommand {
 #[cfg(feature = "dev")]
 #[derive(Subcommand)]
 enum DemoModelCommand {
+    Sources(roc4mllm::dev::demo_model::SourcesArgs),
     Photos(roc4mllm::dev::demo_model::PhotosArgs),
     Untrained(roc4mllm::dev::demo_model::UntrainedArgs),
     Baseline(roc4mllm::dev::demo_model::BaselineArgs),
@@ -270,7 +271,8 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
         #[cfg(feature = "dev")]
         Command::Demo(args) => {
             // Of the worker's own lines only trouble is news beside the progress.
-            let log_level = "warn,librdkafka=error,roc4mllm::score_command::progress=info".into();
+            let progress = "roc4mllm::score_command::progress=info,roc4mllm::train::progress=info";
+            let log_level = format!("warn,librdkafka=error,{progress}");
             overrides.install(TelemetrySettings {
                 log_level,
                 log_format: LogFormat::Human,
@@ -279,6 +281,11 @@ pub fn run(cli: Cli) -> Result<u8, Failure> {
             block_on(roc4mllm::dev::demo::run(&args, &mut std::io::stdout(), termination()))?
                 .map(|()| 0)
                 .map_err(|error| Failure::new(error.exit_code(), error))
+        }
+        #[cfg(feature = "dev")]
+        Command::DemoModel(DemoModelCommand::Sources(args)) => {
+            print!("{}", roc4mllm::dev::demo_model::divide_sources(&args)?);
+            Ok(0)
         }
         #[cfg(feature = "dev")]
         Command::DemoModel(DemoModelCommand::Photos(args)) => {

@@ -5,6 +5,6 @@ mod error;
 mod output;
 mod run;
 
-pub use args::ModelsCommand;
+pub use args::{Format, ModelsCommand, PublishArgs, Shown};
 pub use error::ModelsError;
 pub use run::{Done, run};

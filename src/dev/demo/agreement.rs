@@ -1,8 +1,11 @@
 //! Whether table and topic say the same.
 
-use super::photos::Photo;
+use super::{DemoError, photos::Photo, say};
 use crate::{kafka::Delivery, record::output::OutputRecord, store::ScoreRow};
-use std::collections::HashMap;
+use std::{collections::HashMap, io::Write};
+
+/// Differences that are printed.
+const SHOWN_DIFFERENCES: usize = 20;
 
 /// What a comparison found.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -45,6 +48,22 @@ pub fn compare<'a>(
 }
 
 impl Agreement {
+    /// Prints the differences.
+    ///
+    /// # Errors
+    /// [`DemoError::Disagreement`] if there are any.
+    pub fn check(&self, out: &mut dyn Write) -> Result<(), DemoError> {
+        for difference in self.differences.iter().take(SHOWN_DIFFERENCES) {
+            say(out, difference)?;
+        }
+        match self.differences.first() {
+            Some(first) => {
+                Err(DemoError::Disagreement { count: self.differences.len(), first: first.clone() })
+            }
+            None => Ok(()),
+        }
+    }
+
     fn item(&mut self, key: &str, rows: &[&ScoreRow], outputs: &[&OutputRecord], delivery: Delivery) {
         let ([row], [first, again @ ..]) = (rows, outputs) else {
             self.differences.push(format!("{key}: {} rows and {} outputs", rows.len(), outputs.len()));

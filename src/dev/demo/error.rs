@@ -1,11 +1,12 @@
 //! Why the demo ended before it could say that everything agrees.
 
 use crate::{
-    dev::DevError, image::PreprocessorError, model::config::ConfigError, report,
-    score_command::ScoreCommandError, store::StoreError, worker::WorkerError,
+    backfill::BackfillError, dev::DevError, image::PreprocessorError, model::config::ConfigError,
+    models_command::ModelsError, report, retrain::RetrainError, score_command::ScoreCommandError,
+    store::StoreError, worker::WorkerError,
 };
 use rdkafka::error::KafkaError;
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, time::Duration};
 
 /// An end of the whole demo; a photo that cannot be scored is a row instead.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +40,17 @@ pub enum DemoError {
     Worker(#[from] WorkerError),
     #[error("the worker ended without being asked to; run the demo again with --log-level info to see why")]
     WorkerGone,
+    #[error("registering the demo's model: {0}")]
+    Models(#[from] ModelsError),
+    #[error("retraining: {0}")]
+    Retrain(#[from] RetrainError),
+    #[error("announcing photos again: {0}")]
+    Backfill(#[from] BackfillError),
+    #[error(
+        "{what} took longer than {} s; run the demo again on a machine with less to do, or with --no-retrain",
+        patience.as_secs()
+    )]
+    Stalled { what: &'static str, patience: Duration },
     #[error("a task of the demo failed: {0}; this is a defect, please report it")]
     Task(#[from] tokio::task::JoinError),
     #[error("interrupted; nothing was kept, run the demo again for a result")]
@@ -66,6 +78,9 @@ impl DemoError {
             | Self::Unwritable { .. } => 2,
             Self::Photos(error) => error.exit_code(),
             Self::Worker(error) => error.exit_code(),
+            Self::Models(error) => error.exit_code(),
+            Self::Retrain(error) => error.exit_code(),
+            Self::Backfill(error) => error.exit_code(),
             Self::Interrupted => 130,
             _ => 1,
         }

@@ -1,14 +1,17 @@
 //! `roc4mllm demo`: the worker's whole job on a folder of photos, with every server it needs embedded.
 //!
 //! The photos are uploaded and announced, a worker of the same code as `roc4mllm worker` scores them,
-//! and then what Postgres holds is held against what the output topic says.
+//! and then what Postgres holds is held against what the output topic says. Then raters come to like something
+//! else, and the model is retrained, judged, switched to and has everything scored again ([`retraining`]).
 
 mod agreement;
 mod conclusion;
 mod error;
 mod outputs;
 mod photos;
+mod raters;
 mod results;
+mod retraining;
 mod scoring;
 mod servers;
 
@@ -16,20 +19,22 @@ pub use error::DemoError;
 
 use crate::{
     config::Config,
+    dev::scratch,
     model::{
         config::ModelConfig,
         device::{Device, Dtype},
     },
     score_command::progress::Progress,
-    store::{PostgresSettings, Store},
+    store::{PostgresSettings, ScoreRow, Store},
     worker,
 };
 use clap::{Args, ValueEnum};
 use outputs::OutputReader;
-use photos::Found;
+use photos::{Found, Photo};
 use scoring::Scoring;
 use servers::Servers;
 use std::{
+    collections::BTreeSet,
     future::Future,
     io::Write,
     net::SocketAddr,
@@ -37,8 +42,9 @@ use std::{
     pin::{Pin, pin},
 };
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
-const DEFAULT_CHECKPOINT: &str = "tests/fixtures/golden/ckpt_safetensors";
+const DEFAULT_CHECKPOINT: &str = "assets/demo-model";
 const DEFAULT_PHOTOS: &str = ".deps/photos";
 
 /// Score a folder of photos through Kafka, S3 and Postgres, all of them embedded
@@ -51,7 +57,7 @@ pub struct DemoArgs {
     #[arg(long, value_name = "DIR")]
     pub photos: Option<PathBuf>,
 
-    /// Checkpoint folder in Hugging Face layout; left out, a tiny one whose scores mean nothing
+    /// Checkpoint folder in Hugging Face layout; left out, a small one that only knows how degraded a photo is
     #[arg(long, value_name = "DIR")]
     pub checkpoint: Option<PathBuf>,
 
@@ -62,6 +68,10 @@ pub struct DemoArgs {
     /// Number type to compute in: `auto`, `f32`, `bf16` or `f16`
     #[arg(long, default_value_t)]
     pub dtype: Dtype,
+
+    /// Leave out the retraining that follows; with --checkpoint it is left out in any case
+    #[arg(long)]
+    pub no_retrain: bool,
 
     /// Which Kafka the records go through
     #[arg(long, value_enum, default_value_t)]
@@ -148,6 +158,14 @@ pub async fn run(
     result
 }
 
+/// How far the story has come while the worker ran.
+enum Told {
+    /// The photos are scored; whether rows and outputs agree is found out once the worker has gone.
+    Scored(Scoring, OutputReader),
+    /// That is told, of these photos.
+    Compared(Vec<Photo>),
+}
+
 /// What the demo is about, once the servers run.
 struct Demo<'a> {
     args: &'a DemoArgs,
@@ -164,57 +182,84 @@ impl Demo<'_> {
         out: &mut dyn Write,
         mut interrupted: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<(), DemoError> {
-        let config = self.servers.config(self.args, self.checkpoint);
-        let postgres = config.postgres.clone();
+        let mut config = self.servers.config(self.args, self.checkpoint);
+        let folder = scratch::folder("models")?;
+        let retrains = self.args.checkpoint.is_none() && !self.args.no_retrain;
         self.introduce(out)?;
         if self.args.serve {
             self.invite(&config, out)?;
         }
-        let mut progress = Progress::new(found.photos.len());
-        progress.stage("the worker starts");
+        if retrains {
+            servers::with_registry(&mut config, folder.path());
+            let store = Store::connect(&config.postgres).await?;
+            store.migrate().await?;
+            store.close().await;
+            retraining::publish_first(&config, self.checkpoint, false).await?;
+        }
         let (stop, stopped) = oneshot::channel::<()>();
-        let mut worker = pin!(worker::run(config, async {
+        let mut worker = pin!(worker::run(config.clone(), async {
             // The demo's own end is a reason to stop, too.
             let _ = stopped.await;
         }));
-        let mut reader = OutputReader::start(self.servers.bootstrap())?;
-        let scored = tokio::select! {
-            scored = self.score_and_scrape(found, &postgres, &mut reader, &mut progress) => scored,
+        let asked = CancellationToken::new();
+        let mut story = Box::pin(self.tell(found, &config, retrains, &asked, out));
+        let told = tokio::select! {
+            told = &mut story => told,
             ended = &mut worker => {
+                asked.cancel();
                 return Err(ended.err().map_or(DemoError::WorkerGone, DemoError::Worker));
             }
-            () = interrupted.as_mut() => Err(DemoError::Interrupted),
-        };
-        let scoring = match scored {
-            Ok(scoring) if self.args.serve => scoring,
-            scored => {
-                drop(stop);
-                let stopped = worker.await;
-                let scoring = scored?;
-                progress.finish();
-                stopped?;
-                return self.compare(scoring, reader, &postgres, out).await;
+            () = interrupted.as_mut() => {
+                // A training thread would go on: it saves its state and ends.
+                asked.cancel();
+                story.as_mut().await.and(Err(DemoError::Interrupted))
             }
         };
-        progress.finish();
-        // The worker's tasks run on meanwhile.
-        let compared = self.compare(scoring, reader, &postgres, out).await;
-        let ended = match compared {
-            Err(error) => Err(error),
-            Ok(()) => {
-                say(out, "\nEverything runs on until Ctrl-C, and is gone then.")?;
-                tokio::select! {
-                    ended = &mut worker => {
-                        return Err(ended.err().map_or(DemoError::WorkerGone, DemoError::Worker));
-                    }
-                    () = interrupted => Ok(()),
+        drop(story);
+        if self.args.serve && told.is_ok() {
+            say(out, "\nEverything runs on until Ctrl-C, and is gone then.")?;
+            tokio::select! {
+                ended = &mut worker => {
+                    return Err(ended.err().map_or(DemoError::WorkerGone, DemoError::Worker));
                 }
+                () = interrupted => {}
             }
-        };
+        }
         drop(stop);
         let stopped = worker.await;
-        ended?;
-        Ok(stopped?)
+        let told = told?;
+        stopped?;
+        match told {
+            Told::Scored(scoring, reader) => self.compare(scoring, reader, &config.postgres, out).await,
+            Told::Compared(_) if self.args.serve => Ok(()),
+            Told::Compared(photos) => self.compare_again(&photos, &config.postgres, out).await,
+        }
+    }
+
+    /// What happens while the worker runs. `asked` ends it early.
+    async fn tell(
+        &self,
+        found: Found,
+        config: &Config,
+        retrains: bool,
+        asked: &CancellationToken,
+        out: &mut dyn Write,
+    ) -> Result<Told, DemoError> {
+        let mut reader = OutputReader::start(self.servers.bootstrap())?;
+        let mut progress = Progress::new(found.photos.len());
+        progress.stage("the worker starts");
+        let scoring = self.score_and_scrape(found, &config.postgres, &mut reader, &mut progress);
+        let scoring = unless_asked(asked, scoring).await?;
+        progress.finish();
+        if !(retrains || self.args.serve) {
+            return Ok(Told::Scored(scoring, reader));
+        }
+        let photos = scoring.found.photos.clone();
+        unless_asked(asked, self.compare(scoring, reader, &config.postgres, out)).await?;
+        if retrains {
+            self.go_round(config, &photos, asked, out).await?;
+        }
+        Ok(Told::Compared(photos))
     }
 
     /// Reads what is left of the outputs and all rows, and says whether they agree.
@@ -226,10 +271,27 @@ impl Demo<'_> {
         out: &mut dyn Write,
     ) -> Result<(), DemoError> {
         scoring.outputs.extend(reader.finish().await?);
-        let store = Store::connect(postgres).await?;
-        let rows: Vec<_> = store.list(u32::MAX).await?.into_iter().map(|stored| stored.row).collect();
-        store.close().await;
+        let rows = rows(postgres).await?;
         self.conclude(scoring, rows, out).await
+    }
+
+    /// Holds everything against everything once the worker has gone: each version's rows and outputs.
+    async fn compare_again(
+        &self,
+        photos: &[Photo],
+        postgres: &PostgresSettings,
+        out: &mut dyn Write,
+    ) -> Result<(), DemoError> {
+        let outputs = OutputReader::start(self.servers.bootstrap())?.finish().await?;
+        let rows = rows(postgres).await?;
+        let versions: BTreeSet<&str> = rows.iter().map(|row| row.model_version.as_str()).collect();
+        for version in versions {
+            let rows: Vec<_> = rows.iter().filter(|row| row.model_version == version).cloned().collect();
+            let outputs: Vec<_> =
+                outputs.iter().filter(|output| output.model_version == version).cloned().collect();
+            agreement::compare(photos.iter(), &rows, &outputs, self.servers.delivery()).check(out)?;
+        }
+        Ok(())
     }
 
     fn introduce(&self, out: &mut dyn Write) -> Result<(), DemoError> {
@@ -265,6 +327,24 @@ impl Demo<'_> {
             ),
         )?;
         say(out, &format!("Look into Postgres: psql '{}'\n", config.postgres.url.expose()))
+    }
+}
+
+async fn rows(postgres: &PostgresSettings) -> Result<Vec<ScoreRow>, DemoError> {
+    let store = Store::connect(postgres).await?;
+    let rows = store.list(u32::MAX).await?.into_iter().map(|stored| stored.row).collect();
+    store.close().await;
+    Ok(rows)
+}
+
+async fn unless_asked<T>(
+    asked: &CancellationToken,
+    work: impl Future<Output = Result<T, DemoError>>,
+) -> Result<T, DemoError> {
+    tokio::select! {
+        biased;
+        () = asked.cancelled() => Err(DemoError::Interrupted),
+        done = work => done,
     }
 }
 

@@ -182,7 +182,7 @@ async fn measured(address: SocketAddr) -> std::io::Result<String> {
 }
 
 /// The answer to a GET, head and body. The server sends short answers whole, not in chunks.
-async fn ask(address: SocketAddr, path: &str) -> std::io::Result<String> {
+pub(super) async fn ask(address: SocketAddr, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address).await?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;

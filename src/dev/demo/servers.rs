@@ -7,7 +7,9 @@ use crate::{
     http::Listen,
     image::ImageSettings,
     kafka::Delivery,
+    model::device::Dtype,
     secret::Secret,
+    train::options::Trained,
 };
 use rdkafka::{ClientConfig, producer::FutureProducer};
 use std::{net::SocketAddr, path::Path};
@@ -16,8 +18,14 @@ use tokio::task::spawn_blocking;
 
 /// The bucket that the photos go to.
 pub const BUCKET: &str = "photos";
+/// The bucket of what raters vote on.
+pub const RATED_BUCKET: &str = "rated";
+/// The bucket of the registry's versions.
+const MODELS_BUCKET: &str = "models";
 pub const INPUT_TOPIC: &str = "uploads";
 pub const OUTPUT_TOPIC: &str = "scores";
+pub const LABELS_TOPIC: &str = "labels";
+const BACKFILL_TOPIC: &str = "scores-backfill";
 const DEAD_LETTER_TOPIC: &str = "scores-dead-letters";
 /// Spreads what the mock, which keeps 5 MiB a partition, has to hold.
 const PARTITIONS: i32 = 8;
@@ -49,8 +57,10 @@ impl Servers {
         let (kafka, postgres) = (broker??, postgres??);
         let objects = scratch::folder("s3")?;
         let s3 = S3Server::start(objects.path())?;
-        s3.create_bucket(BUCKET)?;
-        for topic in [INPUT_TOPIC, OUTPUT_TOPIC, DEAD_LETTER_TOPIC] {
+        for bucket in [BUCKET, RATED_BUCKET, MODELS_BUCKET] {
+            s3.create_bucket(bucket)?;
+        }
+        for topic in [INPUT_TOPIC, OUTPUT_TOPIC, DEAD_LETTER_TOPIC, LABELS_TOPIC, BACKFILL_TOPIC] {
             kafka.create_topic(topic).await?;
         }
         let http = match listen {
@@ -135,6 +145,37 @@ impl Servers {
         }
         config
     }
+}
+
+/// What serving and retraining the registry's champion takes, with what lies on this machine in `folder`.
+/// Everything is smaller than in production, so that it takes a minute: the gate asks for as much as it can
+/// of sets so small.
+pub fn with_registry(config: &mut Config, folder: &Path) {
+    config.model.checkpoint = "champion".into();
+    config.kafka.labels_topic = Some(LABELS_TOPIC.into());
+    config.kafka.backfill_topic = Some(BACKFILL_TOPIC.into());
+    config.s3.buckets.push(RATED_BUCKET.into());
+    config.registry.publish_to = format!("s3://{MODELS_BUCKET}/demo").parse().ok();
+    config.registry.cache_dir = Some(folder.join("versions"));
+    config.registry.poll_interval_ms = 500;
+    // Training takes the cores that the worker's model has for itself otherwise.
+    config.inference.hang_timeout_ms = 300_000;
+    config.retrain.work_dir = folder.join("retrain");
+    config.retrain.lease_ms = 60_000;
+    config.retrain.min_labels = 80;
+    config.retrain.gold_share = 0.3;
+    config.retrain.replay_share = 2.0;
+    config.split.holdout = 0.4;
+    config.gate.min_photos = 20;
+    config.gate.margin = 0.1;
+    config.gate.resamples = 500;
+    // What the demo's model sees is laid down, not learned.
+    config.train.train = Trained::AbstractorLanguage;
+    config.train.max_steps = Some(80);
+    config.train.batch_size = 16;
+    config.train.learning_rate = 3e-4;
+    config.train.device = config.model.device;
+    config.train.dtype = Dtype::F32;
 }
 
 impl Broker {

@@ -5,11 +5,14 @@
 mod baseline;
 mod degrade;
 mod photos;
+mod sight;
+mod sources;
 mod untrained;
 
 pub use baseline::{BaselineArgs, file_size_srcc};
-pub use degrade::{Degradation, degrade};
+pub use degrade::{Degradation, cut_out, degrade, jpeg};
 pub use photos::{DegradedPhotos, PhotosArgs, write as write_photos};
+pub use sources::{DividedSources, SourcesArgs, divide as divide_sources};
 pub use untrained::{UntrainedArgs, write as write_untrained};
 
 use std::path::PathBuf;
@@ -17,7 +20,7 @@ use std::path::PathBuf;
 /// Why there is no such folder.
 #[derive(Debug, thiserror::Error)]
 pub enum DemoModelError {
-    #[error("{0}: no folder with photographs; run `make setup` or name another one")]
+    #[error("{0}: no folder with photographs; run `make setup`, or name another one")]
     NoPhotographs(PathBuf),
     #[error("{path}: {reason}; take the photograph out of the folder")]
     Photograph { path: PathBuf, reason: String },

@@ -3,36 +3,37 @@
 use super::{
     DemoModelError,
     degrade::{self, Degradation, cut_out},
+    sources::{Side, Source, read_sources},
+    untrained::INPUT_EDGE,
 };
 use crate::{
-    image::{ImageSettings, RgbImage, decode},
-    labels::sample::{IMAGE_TOKEN, SCORE_TOKEN, Sample, Turn},
+    labels::{LabelsSettings, Sample},
     train::random::Random,
 };
 use clap::Args;
-use sha2::{Digest, Sha256};
 use std::{
     fmt, fs,
+    panic::resume_unwind,
     path::{Path, PathBuf},
+    thread,
 };
 
 /// Bins of the simulated raters' votes, and the scores they stand for.
 const SCORES: [f64; 10] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0];
 /// How far raters disagree about one photograph, in score points.
 const RATER_DEVIATION: f64 = 0.8;
-/// The long edge of what is written, in pixels.
-const EDGE: u32 = 224;
+/// The long edge of what is written, in pixels: that of the network's input, so that nothing blurs what
+/// compression and noise leave behind.
+const EDGE: u32 = INPUT_EDGE;
 /// Every photograph is stored at this quality, however it was compressed before.
 const QUALITY: i32 = 92;
-/// One source photograph in so many is held out.
-const HELD_OUT: u64 = 4;
 
 /// Make photographs worse in known ways, and write the scores that follow from how
 #[derive(Args, Clone, Debug)]
 pub struct PhotosArgs {
-    /// Source photographs; no photograph of a held-out source appears in training in any form
+    /// Folder that `demo-model sources` has written
     #[arg(long, value_name = "DIR")]
-    pub photos: PathBuf,
+    pub sources: PathBuf,
     /// Where `train/`, `held-out/`, `train.json` and `held-out.json` are written
     #[arg(long, value_name = "DIR")]
     pub output: PathBuf,
@@ -40,10 +41,10 @@ pub struct PhotosArgs {
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// Photographs to train on
-    #[arg(long, default_value_t = 6000, value_name = "N")]
+    #[arg(long, default_value_t = 24_000, value_name = "N")]
     pub train: usize,
     /// Photographs held out
-    #[arg(long, default_value_t = 800, value_name = "N")]
+    #[arg(long, default_value_t = 1_000, value_name = "N")]
     pub held_out: usize,
 }
 
@@ -69,47 +70,21 @@ impl fmt::Display for DegradedPhotos {
 /// # Errors
 /// [`DemoModelError`] for a source that can't be decoded or a folder that can't be written.
 pub fn write(args: &PhotosArgs) -> Result<DegradedPhotos, DemoModelError> {
-    let (held_out, train): (Vec<_>, Vec<_>) =
-        sources(&args.photos)?.into_iter().partition(|source| source.held_out);
-    let written = DegradedPhotos {
-        train: write_set(args, "train", args.train, &train)?,
-        train_sources: train.len(),
-        held_out: write_set(args, "held-out", args.held_out, &held_out)?,
-        held_out_sources: held_out.len(),
+    let write = |side: Side, count: usize| -> Result<(usize, usize), DemoModelError> {
+        let sources = match count {
+            0 => Vec::new(),
+            _ => read_sources(&side.folder(&args.sources))?,
+        };
+        Ok((write_set(args, side, count, &sources)?, sources.len()))
     };
-    Ok(written)
-}
-
-struct Source {
-    name: String,
-    photo: RgbImage,
-    held_out: bool,
-}
-
-fn sources(folder: &Path) -> Result<Vec<Source>, DemoModelError> {
-    let absent = |_| DemoModelError::NoPhotographs(folder.to_owned());
-    let mut paths: Vec<PathBuf> = fs::read_dir(folder)
-        .map_err(absent)?
-        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .filter(|path| path.extension().is_some_and(|extension| extension == "jpg" || extension == "png"))
-        .collect();
-    paths.sort();
-    let sources = paths.into_iter().map(|path| {
-        let failed = |reason: String| DemoModelError::Photograph { path: path.clone(), reason };
-        let bytes = fs::read(&path).map_err(|error| failed(error.to_string()))?;
-        let photo = decode(&bytes, &ImageSettings::default()).map_err(|error| failed(error.to_string()))?;
-        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        // By content and not by place in the folder: another photograph moves none to the other side.
-        let held_out = Sha256::digest(&bytes).last().is_some_and(|last| u64::from(*last) % HELD_OUT == 0);
-        Ok(Source { name, photo, held_out })
-    });
-    let sources = sources.collect::<Result<Vec<_>, DemoModelError>>()?;
-    if sources.is_empty() { Err(DemoModelError::NoPhotographs(folder.to_owned())) } else { Ok(sources) }
+    let (train, train_sources) = write(Side::Train, args.train)?;
+    let (held_out, held_out_sources) = write(Side::HeldOut, args.held_out)?;
+    Ok(DegradedPhotos { train, train_sources, held_out, held_out_sources })
 }
 
 fn write_set(
     args: &PhotosArgs,
-    set: &str,
+    side: Side,
     count: usize,
     sources: &[Source],
 ) -> Result<usize, DemoModelError> {
@@ -117,44 +92,60 @@ fn write_set(
         let path = path.to_owned();
         move |source| DemoModelError::Write { path, source }
     };
-    let folder = args.output.join(set);
+    let folder = side.folder(&args.output);
     fs::create_dir_all(&folder).map_err(failed(&folder))?;
-    let count = if sources.is_empty() { 0 } else { count };
-    let mut random = Random::new(args.seed, set);
-    let mut samples = Vec::with_capacity(count);
-    for (number, source) in sources.iter().cycle().take(count).enumerate() {
-        let unmade = |reason: &str| DemoModelError::Photograph {
-            path: source.name.clone().into(),
-            reason: reason.into(),
-        };
-        let part = cut_out(&source.photo, EDGE, &mut random).ok_or_else(|| unmade("it has no pixels"))?;
-        let degradations = Degradation::draw(&mut random);
-        let photo = degrade::degrade(part, &degradations, &mut random);
-        let bytes = degrade::jpeg(&photo, QUALITY).map_err(|error| unmade(&error.to_string()))?;
-        let image = format!("{number:05}-{}.jpg", source.name);
-        let path = folder.join(&image);
-        fs::write(&path, bytes).map_err(failed(&path))?;
-        samples.push(sample(format!("{set}/{image}"), &degradations));
-    }
-    let path = args.output.join(format!("{set}.json"));
+    let jobs: Vec<(usize, &Source)> = sources.iter().cycle().take(count).enumerate().collect();
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let share = jobs.len().div_ceil(threads).max(1);
+    // Each photograph has chance of its own, so that the number of threads changes none.
+    let samples = thread::scope(|scope| {
+        let made: Vec<_> = jobs
+            .chunks(share)
+            .map(|jobs| {
+                let jobs = jobs.iter().map(|(number, source)| write_one(args, side, *number, source));
+                scope.spawn(move || jobs.collect::<Result<Vec<_>, _>>())
+            })
+            .collect();
+        made.into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
+            .collect::<Result<Vec<_>, _>>()
+    })?
+    .concat();
+    let path = args.output.join(format!("{}.json", side.name()));
     let json = serde_json::to_vec_pretty(&samples).map_err(|error| failed(&path)(error.into()))?;
     fs::write(&path, json).map_err(failed(&path))?;
-    Ok(count)
+    Ok(samples.len())
+}
+
+/// A part of `source`, made worse, in a file; its sample.
+fn write_one(
+    args: &PhotosArgs,
+    side: Side,
+    number: usize,
+    source: &Source,
+) -> Result<Sample, DemoModelError> {
+    let unmade = |reason: String| DemoModelError::Photograph { path: source.name.clone().into(), reason };
+    let mut random = Random::new(args.seed, &format!("{}/{number}", side.name()));
+    let part = cut_out(&source.photo, EDGE, &mut random);
+    let degradations = Degradation::draw(&mut random);
+    let photo = degrade::degrade(part, &degradations, &mut random);
+    let bytes = degrade::jpeg(&photo, QUALITY).map_err(|error| unmade(error.to_string()))?;
+    let image = format!("{}/{number:05}-{}.jpg", side.name(), source.name);
+    let path = args.output.join(&image);
+    fs::write(&path, bytes).map_err(|source| DemoModelError::Write { path, source })?;
+    Ok(sample(image, &degradations))
 }
 
 fn sample(image: String, degradations: &[Degradation]) -> Sample {
     let quality = 1.0 + 9.0 * Degradation::quality(degradations);
     let target = votes(quality);
     let mean = target.iter().zip(SCORES).map(|(share, score)| share * score).sum();
-    let turn = |from: &str, value: String| Turn { from: from.into(), value };
     Sample {
         image,
         gt_scores: vec![mean],
         targets: vec![target],
-        conversations: vec![
-            turn("human", format!("{IMAGE_TOKEN}Could you evaluate the aesthetics of this image?")),
-            turn("gpt", format!("The aesthetic rate of the image is {SCORE_TOKEN}.")),
-        ],
+        // As labels without a conversation have it, and as scoring asks.
+        conversations: LabelsSettings::default().conversation(),
         ..Sample::default()
     }
 }
@@ -169,10 +160,14 @@ fn votes(quality: f64) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::labels::Scale;
+    use crate::{
+        dev::demo_model::sources::{DividedSources, SourcesArgs, divide},
+        labels::Scale,
+    };
     use std::collections::HashSet;
 
-    fn folder(photos: usize) -> tempfile::TempDir {
+    /// Sources on both sides.
+    fn sources(photos: usize) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         for index in 0..photos {
             let photo = image::RgbImage::from_fn(80, 60, |x, y| {
@@ -180,11 +175,15 @@ mod tests {
             });
             photo.save(folder.path().join(format!("{index}.png"))).unwrap();
         }
-        folder
+        let divided = tempfile::tempdir().unwrap();
+        let args = SourcesArgs { photos: folder.path().into(), output: divided.path().into() };
+        let DividedSources { train, held_out } = divide(&args).unwrap();
+        assert_eq!(train + held_out, photos);
+        divided
     }
 
-    fn args(photos: &Path, output: &Path, seed: u64) -> PhotosArgs {
-        PhotosArgs { photos: photos.into(), output: output.into(), seed, train: 40, held_out: 20 }
+    fn args(sources: &Path, output: &Path, seed: u64) -> PhotosArgs {
+        PhotosArgs { sources: sources.into(), output: output.into(), seed, train: 40, held_out: 20 }
     }
 
     fn images(output: &Path, set: &str) -> Vec<(String, Vec<u8>)> {
@@ -196,19 +195,19 @@ mod tests {
 
     #[test]
     fn no_source_is_on_both_sides_whatever_the_seed() {
-        let photos = folder(30);
-        let sources = |output: &Path, set: &str| -> HashSet<String> {
-            let source = |(name, _): (String, _)| name.split('-').next_back().unwrap().to_owned();
-            images(output, set).into_iter().map(source).collect()
+        let sources = sources(30);
+        let names = |output: &Path, set: &str| -> HashSet<String> {
+            let name = |(name, _): (String, _)| name.split('-').next_back().unwrap().to_owned();
+            images(output, set).into_iter().map(name).collect()
         };
         let mut sides = Vec::new();
         for seed in [1, 2] {
             let output = tempfile::tempdir().unwrap();
-            let written = write(&args(photos.path(), output.path(), seed)).unwrap();
+            let written = write(&args(sources.path(), output.path(), seed)).unwrap();
             assert_eq!((written.train, written.held_out), (40, 20));
             assert_eq!(written.train_sources + written.held_out_sources, 30);
-            let train = sources(output.path(), "train");
-            let held_out = sources(output.path(), "held-out");
+            let train = names(output.path(), "train");
+            let held_out = names(output.path(), "held-out");
             assert!(train.is_disjoint(&held_out), "{train:?} {held_out:?}");
             sides.push((train, held_out, images(output.path(), "train")));
         }
@@ -218,11 +217,11 @@ mod tests {
 
     #[test]
     fn one_seed_gives_the_same_bytes_and_samples_that_can_be_trained_on() {
-        let photos = folder(6);
+        let sources = sources(12);
         let written: Vec<_> = (0..2)
             .map(|_| {
                 let output = tempfile::tempdir().unwrap();
-                write(&args(photos.path(), output.path(), 9)).unwrap();
+                write(&args(sources.path(), output.path(), 9)).unwrap();
                 images(output.path(), "train")
             })
             .collect();
@@ -235,8 +234,8 @@ mod tests {
 
     #[test]
     fn an_empty_folder_is_named() {
-        let photos = folder(0);
-        let error = write(&args(photos.path(), photos.path(), 1)).unwrap_err();
-        assert!(error.to_string().starts_with(&photos.path().display().to_string()), "{error}");
+        let folder = tempfile::tempdir().unwrap();
+        let error = write(&args(folder.path(), folder.path(), 1)).unwrap_err();
+        assert!(error.to_string().starts_with(&folder.path().display().to_string()), "{error}");
     }
 }

@@ -1,6 +1,9 @@
 //! A small mPLUG-Owl2 that has learnt nothing yet, in the layout that `roc4mllm train` starts from.
 
-use super::DemoModelError;
+use super::{
+    DemoModelError,
+    sight::{self, HIDDEN, LAYERS, PATCH, Values, WIDTH},
+};
 use crate::{
     model::{checkpoint::expected_tensors, config::ModelConfig},
     train::random::Random,
@@ -9,13 +12,17 @@ use clap::Args;
 use safetensors::{Dtype, serialize_to_file, tensor::TensorView};
 use serde_json::{Value, json};
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs,
     path::{Path, PathBuf},
 };
 
 /// Files of the checkpoint whose vocabulary is taken over.
 const TOKENIZER: [&str; 3] = ["tokenizer.model", "special_tokens_map.json", "tokenizer_config.json"];
+
+/// Pixels a side of the network's input. JPEG's blocks of 8 pixels fit into patches of 16.
+pub const INPUT_EDGE: u32 = 128;
+const PATCH_EDGE: u32 = PATCH as u32;
 
 /// Write a small network with random weights, without score tokens
 #[derive(Args, Clone, Debug)]
@@ -56,7 +63,10 @@ pub fn write(args: &UntrainedArgs) -> Result<(), DemoModelError> {
     }
     let config =
         ModelConfig::read(&args.output).map_err(|error| DemoModelError::Network(error.to_string()))?;
-    let weights = weights(&config, args.seed);
+    let weights: Vec<(String, Vec<usize>, Vec<u8>)> = weights(&config, args.seed)
+        .into_iter()
+        .map(|(name, (shape, values))| (name, shape, values.into_iter().flat_map(f32::to_le_bytes).collect()))
+        .collect();
     let views = weights.iter().map(|(name, shape, bytes)| {
         TensorView::new(Dtype::F32, shape.clone(), bytes).map(|view| (name.as_str(), view))
     });
@@ -67,7 +77,8 @@ pub fn write(args: &UntrainedArgs) -> Result<(), DemoModelError> {
         .map_err(|error| DemoModelError::Network(error.to_string()))
 }
 
-/// Hidden sizes of 192: about three million parameters. A picture of 112 pixels a side makes 64 patches.
+/// Two to three million parameters, most of them in the vision model: what there is to say is short, and a
+/// vocabulary so small makes many tokens of a prompt. A picture makes 64 patches.
 fn config(vocabulary: i64) -> Value {
     json!({
         "architectures": ["MPLUGOwl2LlamaForCausalLM"],
@@ -78,11 +89,11 @@ fn config(vocabulary: i64) -> Value {
         "eos_token_id": 2,
         "pad_token_id": 0,
         "hidden_act": "silu",
-        "hidden_size": 192,
-        "intermediate_size": 384,
+        "hidden_size": 96,
+        "intermediate_size": 192,
         "num_hidden_layers": 2,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 6,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
         "max_position_embeddings": 512,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
@@ -91,24 +102,24 @@ fn config(vocabulary: i64) -> Value {
             "visual_model": {
                 "model_type": "mplug_owl_vision_model",
                 "hidden_act": "quick_gelu",
-                "hidden_size": 192,
-                "intermediate_size": 576,
-                "num_hidden_layers": 4,
-                "num_attention_heads": 6,
+                "hidden_size": WIDTH,
+                "intermediate_size": HIDDEN,
+                "num_hidden_layers": LAYERS,
+                "num_attention_heads": 8,
                 "num_channels": 3,
-                "image_size": 112,
-                "patch_size": 14,
+                "image_size": INPUT_EDGE,
+                "patch_size": PATCH_EDGE,
                 "layer_norm_eps": 1e-6,
             },
             "visual_abstractor": {
                 "model_type": "mplug_owl_visual_abstract",
-                "hidden_size": 192,
-                "intermediate_size": 384,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 6,
-                "num_learnable_queries": 8,
-                "encoder_hidden_size": 192,
-                "grid_size": 8,
+                "hidden_size": WIDTH,
+                "intermediate_size": 256,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 8,
+                "num_learnable_queries": 16,
+                "encoder_hidden_size": WIDTH,
+                "grid_size": INPUT_EDGE / PATCH_EDGE,
                 "layer_norm_eps": 1e-6,
             },
         },
@@ -119,8 +130,8 @@ fn processor() -> Value {
     json!({
         "image_processor_type": "CLIPImageProcessor",
         "feature_extractor_type": "CLIPFeatureExtractor",
-        "do_resize": true, "size": {"shortest_edge": 112}, "resample": 3,
-        "do_center_crop": true, "crop_size": {"height": 112, "width": 112},
+        "do_resize": true, "size": {"shortest_edge": INPUT_EDGE}, "resample": 3,
+        "do_center_crop": true, "crop_size": {"height": INPUT_EDGE, "width": INPUT_EDGE},
         "do_rescale": true, "rescale_factor": 1.0 / 255.0, "do_convert_rgb": true,
         "do_normalize": true,
         "image_mean": [0.48145466, 0.4578275, 0.40821073],
@@ -128,31 +139,41 @@ fn processor() -> Value {
     })
 }
 
-/// Norms at 1, biases at 0, embeddings uniform with a standard deviation of 0.02, and matrices uniform
-/// within the square root of three over their inputs: each keeps the size of what goes through it.
-fn weights(config: &ModelConfig, seed: u64) -> Vec<(String, Vec<usize>, Vec<u8>)> {
+/// Norms at 1, biases at 0, the text's embeddings uniform with a standard deviation of 0.02, others of 1, and
+/// matrices uniform within the square root of three over their inputs, times their [`gain`]: each keeps the size
+/// of what goes through it. Then [`sight::lay_down`].
+fn weights(config: &ModelConfig, seed: u64) -> BTreeMap<String, Values> {
     let tensors = expected_tensors(config).into_iter().filter(|(_, expected)| !expected.role.may_be_absent());
-    tensors
+    let mut tensors = tensors
         .map(|(name, expected)| {
             let shape: Vec<usize> = expected.shape.iter().map(|edge| edge.unsigned_abs() as usize).collect();
             let count: usize = shape.iter().product();
             let mut random = Random::new(seed, &name);
-            let is_embedding =
-                ["embed", "vit_eos"].iter().any(|part| name.contains(part)) && !name.contains("patch_embed");
-            let values: Vec<f32> = match shape.as_slice() {
+            let mut values_of = |deviation: f32| -> Vec<f32> {
+                (0..count).map(|_| random.symmetric(deviation * 3_f32.sqrt())).collect()
+            };
+            let is_embedding = ["embed", "vit_eos", "cls_token"].iter().any(|part| name.contains(part));
+            let values = match shape.as_slice() {
                 [_] if name.ends_with(".bias") => vec![0.0; count],
                 [_] => vec![1.0; count],
-                _ if is_embedding => (0..count).map(|_| random.symmetric(0.02 * 3_f32.sqrt())).collect(),
+                _ if name.contains("embed_tokens") => values_of(0.02),
+                _ if is_embedding => values_of(1.0),
                 [_, inputs @ ..] => {
                     let inputs = inputs.iter().product::<usize>().max(1);
-                    let limit = (3.0 / inputs as f32).sqrt();
-                    (0..count).map(|_| random.symmetric(limit)).collect()
+                    values_of(gain(&name) * (1.0 / inputs as f32).sqrt())
                 }
                 [] => vec![0.0; count],
             };
-            (name, shape, values.iter().flat_map(|value| value.to_le_bytes()).collect())
+            (name, (shape, values))
         })
-        .collect()
+        .collect();
+    sight::lay_down(&mut tensors, &mut Random::new(seed, "sight"));
+    tensors
+}
+
+/// What attention takes from a picture must not drown in what it takes from the prompt.
+fn gain(name: &str) -> f32 {
+    if name.contains("v_proj.multiway.1") { 4.0 } else { 1.0 }
 }
 
 #[cfg(test)]

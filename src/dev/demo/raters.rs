@@ -125,7 +125,7 @@ mod tests {
             let [red, green, blue] = photo.pixel(5, 5);
             assert!(red >= green && green >= blue, "{red} {green} {blue}");
             let liked = (10.0 - 9.0 * f64::from(red) / 255.0).clamp(1.3, 9.7);
-            assert!((part.score - liked).abs() < 0.2, "{} at {level}", part.score);
+            assert!((part.score - liked).abs() < 0.2, "{} at {red}", part.score);
         }
         assert!(rated.known.iter().all(|part| (1.3..=9.7).contains(&part.score)));
     }

@@ -144,7 +144,7 @@ impl Demo<'_> {
                 let etag = s3_put(client, RATED_BUCKET, &part.key, part.content.clone().into()).await?;
                 let object = LabelledObject { bucket: RATED_BUCKET.into(), key: part.key.clone(), etag };
                 for (rater, apart) in RATERS {
-                    send_vote(producer, &object, rater, part.score + apart).await?;
+                    send_vote(producer, &object, rater, (part.score + apart).clamp(1.0, 10.0)).await?;
                 }
                 Ok::<_, DemoError>(object)
             })

@@ -171,9 +171,9 @@ pub fn with_registry(config: &mut Config, folder: &Path) {
     config.gate.resamples = 500;
     // What the demo's model sees is laid down, not learned.
     config.train.train = Trained::AbstractorLanguage;
-    config.train.max_steps = Some(80);
+    config.train.max_steps = Some(100);
     config.train.batch_size = 16;
-    config.train.learning_rate = 3e-4;
+    config.train.learning_rate = 5e-5;
     config.train.device = config.model.device;
     config.train.dtype = Dtype::F32;
 }

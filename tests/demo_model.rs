@@ -110,7 +110,8 @@ fn held_out_sources_are_in_training_in_no_form() {
                 .expect("JSON");
         let source = |sample: &Value| {
             let image = sample["image"].as_str().expect("a name").to_owned();
-            image.split_once('-').expect("a number before the source").1.to_owned()
+            let (_, file) = image.split_once('/').expect("a folder");
+            file.split_once('-').expect("a number before the source").1.to_owned()
         };
         samples.iter().map(source).collect()
     };

@@ -227,8 +227,8 @@ fn image_positions_have_weights_of_their_own() {
     let run = |image| forward(&model, &mut model.new_cache(1, 4).unwrap(), &block, image);
     let text = run(0..0);
     assert!(distance(&run(1..2).narrow(1, 1, 1), &text.narrow(1, 1, 1)) > 1e-2);
-    // Causal: what comes before the image can't tell.
-    assert!(distance(&run(1..2).narrow(1, 0, 1), &text.narrow(1, 0, 1)) < 1e-6);
+    // Causal: what comes before the image can't tell, but for how sums of more rows at once are rounded.
+    assert!(distance(&run(1..2).narrow(1, 0, 1), &text.narrow(1, 0, 1)) < 1e-5);
 }
 
 #[test]

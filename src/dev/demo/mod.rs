@@ -2,7 +2,7 @@
 //!
 //! The photos are uploaded and announced, a worker of the same code as `roc4mllm worker` scores them,
 //! and then what Postgres holds is held against what the output topic says. Then raters come to like something
-//! else, and the model is retrained, judged, switched to and has everything scored again ([`retraining`]).
+//! else, and the model is retrained, judged, switched to and has everything scored again.
 
 mod agreement;
 mod conclusion;

@@ -12,7 +12,7 @@ use std::{
 };
 
 const PHOTOS: &str = ".deps/photos";
-const CHECKPOINT: &str = "assets/demo-model";
+const CHECKPOINT: &str = "tests/fixtures/demo-model";
 /// Photographs of a held-out set.
 const COUNT: &str = "240";
 

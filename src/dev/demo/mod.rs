@@ -44,7 +44,7 @@ use std::{
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-const DEFAULT_CHECKPOINT: &str = "assets/demo-model";
+const DEFAULT_CHECKPOINT: &str = "tests/fixtures/demo-model";
 const DEFAULT_PHOTOS: &str = ".deps/photos";
 
 /// Score a folder of photos through Kafka, S3 and Postgres, all of them embedded

@@ -126,10 +126,10 @@ pub fn quick_gelu(input: &Tensor) -> Result<Tensor, TchError> {
     scaled.f_sigmoid_()?.f_mul_(input)
 }
 
-/// `silu(gate) * up`, SwiGLU's way of gating (Shazeer 2020); takes `gate`, since it is computed in its place
-/// where nothing is to be trained.
+/// `silu(gate) * up` of two tensors of one shape, SwiGLU's way of gating (Shazeer 2020); takes `gate`, since it
+/// is computed in its place where nothing is to be trained.
 pub fn silu_mul(mut gate: Tensor, up: &Tensor) -> Result<Tensor, TchError> {
-    if gate.requires_grad() {
+    if gate.requires_grad() || up.requires_grad() {
         return gate.f_silu()?.f_mul(up);
     }
     // As in quick_gelu: what is largest here costs more to get from the system than to compute.

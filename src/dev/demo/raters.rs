@@ -1,12 +1,11 @@
 //! Raters of the demo: parts of its photographs, and what is said of them.
 
 use crate::{
-    dev::demo_model::{Degradation, cut_out, degrade, jpeg},
-    image::{ImageSettings, decode},
+    dev::demo_model::{Degradation, Source, cut_out, degrade, jpeg},
     train::random::Random,
 };
 use image::{RgbImage, imageops};
-use std::{fs, path::Path};
+use std::path::Path;
 
 /// Parts of a photograph, drawn as those that the demo's model was trained on.
 const PARTS: usize = 24;
@@ -43,12 +42,7 @@ const ONE_NEW_IN: usize = 3;
 pub fn rate<'a>(photos: impl Iterator<Item = &'a Path>) -> Rated {
     let mut rated = Rated::default();
     for (number, photo) in photos.enumerate() {
-        let decoded = fs::read(photo).ok().and_then(|bytes| decode(&bytes, &ImageSettings::local()).ok());
-        let Some(photo) = decoded
-            .and_then(|photo| RgbImage::from_raw(photo.width(), photo.height(), photo.pixels().to_vec()))
-        else {
-            continue;
-        };
+        let Ok(Source { photo, .. }) = Source::read(photo) else { continue };
         let (width, height) = scaled(&photo);
         let photo = imageops::thumbnail(&photo, width, height);
         for index in 0..PARTS {
@@ -105,6 +99,8 @@ fn brightness(photo: &RgbImage) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::{ImageSettings, decode};
+    use std::fs;
 
     #[test]
     fn each_part_is_rated_once_and_dark_ones_in_sepia_are_liked() {

@@ -12,7 +12,7 @@ mod untrained;
 pub use baseline::{BaselineArgs, file_size_srcc};
 pub use degrade::{Degradation, cut_out, degrade, jpeg};
 pub use photos::{DegradedPhotos, PhotosArgs, write as write_photos};
-pub use sources::{DividedSources, SourcesArgs, divide as divide_sources};
+pub use sources::{DividedSources, Source, SourcesArgs, divide as divide_sources};
 pub use untrained::{UntrainedArgs, write as write_untrained};
 
 use std::path::PathBuf;

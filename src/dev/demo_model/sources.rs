@@ -114,15 +114,17 @@ pub fn divide(args: &SourcesArgs) -> Result<DividedSources, DemoModelError> {
 /// # Errors
 /// [`DemoModelError`] for one that can't be decoded, or a folder without any.
 pub fn read_sources(folder: &Path) -> Result<Vec<Source>, DemoModelError> {
-    let sources = photographs(folder)?.into_iter().map(|path| {
-        let unreadable = |reason: String| DemoModelError::Photograph { path: path.clone(), reason };
-        let bytes = fs::read(&path).map_err(|error| unreadable(error.to_string()))?;
-        Source::decode(&path, &bytes)
-    });
-    sources.collect()
+    photographs(folder)?.iter().map(|path| Source::read(path)).collect()
 }
 
 impl Source {
+    /// # Errors
+    /// [`DemoModelError::Photograph`] where there is none, or none that can be decoded.
+    pub fn read(path: &Path) -> Result<Self, DemoModelError> {
+        let unreadable = |reason: String| DemoModelError::Photograph { path: path.to_owned(), reason };
+        Self::decode(path, &fs::read(path).map_err(|error| unreadable(error.to_string()))?)
+    }
+
     fn decode(path: &Path, bytes: &[u8]) -> Result<Self, DemoModelError> {
         let unreadable = |reason: String| DemoModelError::Photograph { path: path.to_owned(), reason };
         let rgb = decode(bytes, &ImageSettings::local()).map_err(|error| unreadable(error.to_string()))?;

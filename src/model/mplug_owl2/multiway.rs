@@ -145,7 +145,8 @@ impl MultiwayRmsNorm {
 
     pub fn forward(&self, input: &Tensor, segments: &Segments) -> Result<Tensor, TchError> {
         let normalized = rms_normalize(input, self.eps)?;
-        if let (false, Segments::Slices(segments)) = (normalized.requires_grad(), segments) {
+        let is_trained = normalized.requires_grad() || self.multiway.iter().any(Tensor::requires_grad);
+        if let (false, Segments::Slices(segments)) = (is_trained, segments) {
             // Where they lie, rather than as parts that are then joined.
             for &(start, end, modality) in segments {
                 let _scaled =

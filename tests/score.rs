@@ -252,8 +252,12 @@ fn fast_preprocessing_says_so_and_moves_the_scores_of_large_jpegs_alone() {
     }
     let apart =
         |index: usize| (numbers(&exact[index]["scores"])[0] - numbers(&fast[index]["scores"])[0]).abs();
-    assert_eq!((apart(1), apart(2)), (0.0, 0.0), "a PNG, and a JPEG that is not large");
-    assert!(apart(0) > 0.0, "decoded at full size");
+    for (index, what) in [(1, "a PNG"), (2, "a JPEG that is not large")] {
+        // The last digits differ with whether an answer was generated or verified, and which photograph
+        // comes first, and so gives the draft, is chance.
+        assert!(apart(index) <= 1e-6, "{what}: {} apart", apart(index));
+    }
+    assert!(apart(0) > 1e-5, "decoded at full size: {} apart", apart(0));
     // Of nine points from the worst to the best; 0.0007 was seen, and at most 0.0021 over 27 photographs.
     assert!(apart(0) <= 0.005, "{} apart", apart(0));
 }

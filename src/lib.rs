@@ -51,6 +51,7 @@
 //! - [`object`], [`score`], [`fault`], [`secret`], [`retry`]: the words all of them share.
 //! - [`config`], [`telemetry`], [`http`]: what an operator sees; [`page`] in a browser.
 //! - [`scoring_api`]: one image over HTTP, past Kafka and Postgres.
+//! - [`heap`]: the C library's allocator, held close to what is in use.
 //! - [`failpoint`]: where the fault tests make a process die on purpose; nothing outside them.
 //! - `dev` (feature `dev`): the embedded Kafka, S3 and Postgres of the demo and the tests.
 
@@ -63,6 +64,7 @@ pub mod evaluate_command;
 pub mod failpoint;
 pub mod fault;
 pub mod fetch;
+pub mod heap;
 pub mod http;
 pub mod image;
 pub mod inference;

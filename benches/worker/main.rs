@@ -54,8 +54,14 @@ const SHORT_RECORDS: usize = 20_000;
 /// By how many records a short backlog is filled up at once.
 const FILLING: usize = 250;
 
+fn main() -> Result<(), Anything> {
+    // As the binary does, whose part processes of this program play.
+    roc4mllm::heap::settle();
+    measure()
+}
+
 #[tokio::main]
-async fn main() -> Result<(), Anything> {
+async fn measure() -> Result<(), Anything> {
     match env::var(process::ROLE).as_deref() {
         Ok("worker") => return process::work().await,
         Ok("stages") => return stages::measure().await,

@@ -99,10 +99,16 @@ pub fn rms_normalize(input: &Tensor, eps: f64) -> Result<Tensor, TchError> {
 
 fn rms_normalize_in_steps(input: &Tensor, eps: f64) -> Result<Tensor, TchError> {
     let mut wide = input.f_to_kind(Kind::Float)?;
-    let mean = wide.f_square()?.f_mean_dim([-1].as_slice(), true, None::<Kind>)?;
-    let scale = mean.f_add_scalar(eps)?.f_rsqrt()?;
-    if input.kind() == Kind::Float || input.requires_grad() {
-        return wide.f_mul(&scale)?.f_to_kind(input.kind());
+    if input.requires_grad() {
+        let mean = wide.f_square()?.f_mean_dim([-1].as_slice(), true, None::<Kind>)?;
+        return wide.f_mul(&mean.f_add_scalar(eps)?.f_rsqrt()?)?.f_to_kind(input.kind());
+    }
+    let width = input.size().last().copied().unwrap_or(1);
+    // The squares are summed where they are read, rather than written down first.
+    let norm = wide.f_norm_scalaropt_dim(2, [-1].as_slice(), true)?;
+    let scale = norm.f_square()?.f_div_scalar(width)?.f_add_scalar(eps)?.f_rsqrt()?;
+    if input.kind() == Kind::Float {
+        return wide.f_mul(&scale);
     }
     // `wide` is a copy that nobody else has.
     wide.f_mul_(&scale)?.f_to_kind(input.kind())
@@ -134,6 +140,15 @@ pub fn silu_mul(mut gate: Tensor, up: &Tensor) -> Result<Tensor, TchError> {
     }
     // As in quick_gelu: what is largest here costs more to get from the system than to compute.
     gate.f_silu_()?.f_mul_(up)
+}
+
+/// `input + change`, a residual connection; takes `change`, since it is computed in its place where nothing is to
+/// be trained.
+pub fn add_residual(input: &Tensor, mut change: Tensor) -> Result<Tensor, TchError> {
+    if input.requires_grad() || change.requires_grad() {
+        return input.f_add(&change);
+    }
+    change.f_add_(input)
 }
 
 #[cfg(test)]

@@ -84,9 +84,16 @@ impl Rotation {
 
     /// Turns queries or keys, `[rows, heads, count, dim]`: dimension `i` pairs with `i + dim / 2`.
     pub fn apply(&self, heads: &Tensor) -> Result<Tensor, TchError> {
-        let halves = heads.f_chunk(2, -1)?;
-        let turned = Tensor::f_cat(&[&halves[1].f_neg()?, &halves[0]], -1)?;
-        heads.f_mul(&self.cos)?.f_add(&turned.f_mul(&self.sin)?)
+        let turned = heads.f_mul(&self.cos)?;
+        let across = heads.f_mul(&self.sin)?;
+        let half = heads.size().last().copied().unwrap_or(0) / 2;
+        let lower = |tensor: &Tensor| tensor.f_narrow(-1, 0, half);
+        let upper = |tensor: &Tensor| tensor.f_narrow(-1, half, half);
+        // Both halves of a head have the same sines, so what comes from the other half is added where it goes,
+        // and no vector is laid out anew with its halves changed over.
+        let _turned = lower(&turned)?.f_sub_(&upper(&across)?)?;
+        let _turned = upper(&turned)?.f_add_(&lower(&across)?)?;
+        Ok(turned)
     }
 }
 

@@ -7,7 +7,7 @@ use crate::model::{
     error::ModelError,
     family::{Block, Sequences},
     kv_cache::{CacheShape, KvCache, Placement},
-    layers::{Linear, multiply, rms_normalize, silu_mul},
+    layers::{Linear, add_residual, multiply, rms_normalize, silu_mul},
     parameters::Scope,
     passes::Passes,
     rope::{RotaryEmbedding, Rotation},
@@ -247,10 +247,10 @@ impl Layer {
         };
         let query = split_heads(&self.q_proj.forward(&normed)?, self.heads)?;
         let attended = attend(&pass.rotation.apply(&query)?, &keys, &values, &pass.mask)?;
-        let hidden = input.f_add(&self.o_proj.forward(&attended)?)?;
+        let hidden = add_residual(&input, self.o_proj.forward(&attended)?)?;
 
         let normed = self.post_attention_layernorm.forward(&hidden, &pass.segments)?;
         let gated = silu_mul(self.gate_proj.forward(&normed)?, &self.up_proj.forward(&normed)?)?;
-        hidden.f_add(&self.down_proj.forward(&gated)?)
+        add_residual(&hidden, self.down_proj.forward(&gated)?)
     }
 }

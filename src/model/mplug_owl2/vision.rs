@@ -4,7 +4,7 @@ use crate::model::{
     attention::{attend_to_all, split_heads},
     config::VisionConfig,
     error::ModelError,
-    layers::{LayerNorm, Linear, quick_gelu},
+    layers::{LayerNorm, Linear, add_residual, quick_gelu},
     parameters::Scope,
     passes::Passes,
 };
@@ -151,9 +151,9 @@ impl Layer {
     }
 
     fn forward(&self, input: &Tensor) -> Result<Tensor, TchError> {
-        let hidden = input.f_add(&self.attend(&self.input_layernorm.forward(input)?)?)?;
+        let hidden = add_residual(input, self.attend(&self.input_layernorm.forward(input)?)?)?;
         let wide = self.fc1.forward(&self.post_attention_layernorm.forward(&hidden)?)?;
-        hidden.f_add(&self.fc2.forward(&quick_gelu(&wide)?)?)
+        add_residual(&hidden, self.fc2.forward(&quick_gelu(&wide)?)?)
     }
 
     fn attend(&self, input: &Tensor) -> Result<Tensor, TchError> {

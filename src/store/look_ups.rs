@@ -43,10 +43,17 @@ pub async fn look_up_batches<Key, Found, F>(
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(%error, rows = replies.len(), "looking up rows failed; they are asked for again");
+                    let mut askers = replies;
+                    // Who asked meanwhile has waited for the same server, and would wait as long once more before
+                    // what counts failures saw any of them.
+                    if matches!(error, StoreError::Unreachable { .. }) {
+                        askers
+                            .extend(std::iter::from_fn(|| requests.try_recv().ok()).map(|asked| asked.reply));
+                    }
+                    tracing::warn!(%error, rows = askers.len(), "looking up rows failed; they are asked for again");
                     let error = Arc::new(error);
-                    for reply in replies {
-                        let _gone = reply.send(Err(Arc::clone(&error)));
+                    for asker in askers {
+                        let _gone = asker.send(Err(Arc::clone(&error)));
                     }
                 }
             }
@@ -87,6 +94,28 @@ mod tests {
             found.push(answer.await.unwrap().unwrap());
         }
         assert_eq!(found, [Some(0), Some(10), Some(20), None, Some(40)]);
+    }
+
+    #[tokio::test]
+    async fn who_asks_while_nobody_can_be_reached_is_told_at_once() {
+        let (sender, requests) = mpsc::channel(10);
+        let mut answers = Vec::new();
+        for number in 0..5 {
+            let (request, answer) = ask(number);
+            sender.send(request).await.unwrap();
+            answers.push(answer);
+        }
+        drop(sender);
+        let asked = Mutex::new(0);
+        let failing = |_| {
+            *asked.lock().unwrap() += 1;
+            async { Err(StoreError::Unreachable { server: "s".into(), reason: "refused".into() }) }
+        };
+        look_up_batches(failing, 2, requests, CancellationToken::new()).await;
+        assert_eq!(*asked.lock().unwrap(), 1);
+        for answer in answers {
+            assert!(answer.await.unwrap().is_err());
+        }
     }
 
     #[tokio::test]

@@ -21,6 +21,8 @@ use url::Url;
 
 const ITEMS: usize = 500;
 const PER_SECOND: f64 = 150.0;
+/// How long a worker may take to see that Postgres is gone: the wait for a connection, twice, and some.
+const NOTICED: Duration = Duration::from_secs(15);
 /// The variant with the eight writers.
 const WRITERS: u64 = 2;
 
@@ -125,6 +127,12 @@ fn restarted(run: &mut Run) -> Result<()> {
     run.tail.wait_items(run.at_item, START)?;
     server.stop()?;
     run.fired(1);
+    // A connection is waited for up to `postgres.connect_timeout_ms`, and twenty failures are what counts.
+    let deadline = Instant::now() + NOTICED;
+    while worker.is_ready() && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(100));
+    }
+    // What was stored before may still be committed.
     thread::sleep(Duration::from_secs(3));
     let before = run.tail.items();
     thread::sleep(Duration::from_secs(3));

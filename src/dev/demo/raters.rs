@@ -8,7 +8,7 @@ use image::{RgbImage, imageops};
 use std::path::Path;
 
 /// Parts of a photograph, drawn as those that the demo's model was trained on.
-const PARTS: usize = 24;
+const PARTS: usize = 56;
 /// The long edge of a part, in pixels.
 const EDGE: u32 = 128;
 /// And of the photograph that parts are cut out of: enough for the smallest.

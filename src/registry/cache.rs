@@ -11,11 +11,14 @@ use std::{
     fs::{self, File, TryLockError},
     io,
     path::{Path, PathBuf},
-    time::SystemTime,
+    thread,
+    time::{Duration, SystemTime},
 };
 
 const PARTIAL: &str = "partial";
 const LOCK: &str = "lock";
+/// How long to wait for a version that another process changes before looking again.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// What is being removed is moved out of its name first.
 const REMOVED: &str = "removed";
 
@@ -65,18 +68,29 @@ impl Cache {
         Ok(Some(Lease { folder, _shared: lock }))
     }
 
-    /// The version's place for this process alone. Waits for whoever has it, with a word about that.
-    pub fn claim(&self, entry: &str) -> Result<Claim, RegistryError> {
-        if let Some(claim) = self.try_claim(entry)? {
-            return Ok(claim);
+    /// The version's place for this process alone; `None` once the version is here whole. Waits for whoever is
+    /// changing it, with a word about that.
+    ///
+    /// It asks now and then rather than queueing for the lock: who has brought the version uses it from then on,
+    /// perhaps for ever, and would be waited for as long.
+    pub fn claim_unless_whole(&self, entry: &str) -> Result<Option<Claim>, RegistryError> {
+        let mut is_waiting = false;
+        loop {
+            if let Some(claim) = self.try_claim(entry)? {
+                return Ok((!claim.folder().is_dir()).then_some(claim));
+            }
+            if self.root.join(entry).is_dir() {
+                return Ok(None);
+            }
+            if !is_waiting {
+                tracing::info!(entry, "another process is busy with this version; waiting for it");
+                is_waiting = true;
+            }
+            thread::sleep(ASK_AGAIN);
         }
-        tracing::info!(entry, "another process is busy with this version; waiting for it");
-        let lock = self.lock_file(entry)?;
-        lock.lock().map_err(RegistryError::cache(&self.path(entry, LOCK), "locking"))?;
-        Ok(self.claimed(entry, lock))
     }
 
-    /// As [`Self::claim`]; `None` if somebody has it.
+    /// The version's place for this process alone; `None` if somebody has it.
     pub fn try_claim(&self, entry: &str) -> Result<Option<Claim>, RegistryError> {
         let lock = self.lock_file(entry)?;
         match lock.try_lock() {
@@ -152,10 +166,6 @@ impl Cache {
 }
 
 impl Claim {
-    pub fn is_whole(&self) -> bool {
-        self.folder().is_dir()
-    }
-
     /// Where the version is once it is whole.
     pub fn folder(&self) -> PathBuf {
         self.root.join(&self.entry)
@@ -203,7 +213,6 @@ fn remove_folder(path: &Path) -> Result<(), RegistryError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn cache(keep: usize) -> (tempfile::TempDir, Cache) {
         let folder = tempfile::tempdir().unwrap();
@@ -213,7 +222,7 @@ mod tests {
 
     /// A version last used `ago` seconds ago.
     fn add(cache: &Cache, entry: &str, ago: u64) {
-        let claim = cache.claim(entry).unwrap();
+        let claim = cache.claim_unless_whole(entry).unwrap().unwrap();
         fs::write(claim.partial().unwrap().join("file"), entry).unwrap();
         claim.complete().unwrap();
         let used = SystemTime::now() - Duration::from_secs(ago);
@@ -228,7 +237,7 @@ mod tests {
     fn a_version_is_whole_or_not_there() {
         let (_folder, cache) = cache(2);
         assert!(cache.lease("one").unwrap().is_none());
-        let claim = cache.claim("one").unwrap();
+        let claim = cache.claim_unless_whole("one").unwrap().unwrap();
         fs::write(claim.partial().unwrap().join("file"), "half").unwrap();
         drop(claim);
         assert!(cache.lease("one").unwrap().is_none());
@@ -275,6 +284,24 @@ mod tests {
         assert!(cache.try_claim("one").unwrap().is_some());
     }
 
+    /// Who had to wait for another's download must not wait for the end of its use as well.
+    #[test]
+    fn a_version_that_another_has_brought_is_not_waited_for() {
+        let (_folder, cache) = cache(1);
+        let claim = cache.claim_unless_whole("one").unwrap().unwrap();
+        let waiting = {
+            let cache = cache.clone();
+            thread::spawn(move || cache.claim_unless_whole("one").unwrap().is_none())
+        };
+        fs::write(claim.partial().unwrap().join("file"), "one").unwrap();
+        claim.complete().unwrap();
+        drop(claim);
+        let _in_use = cache.lease("one").unwrap().unwrap();
+        assert!(waiting.join().unwrap());
+        assert!(cache.claim_unless_whole("one").unwrap().is_none());
+        assert!(cache.lease("one").unwrap().is_some());
+    }
+
     #[test]
     fn what_a_killed_process_left_half_removed_goes_next_time() {
         let (_folder, cache) = cache(1);
@@ -284,7 +311,7 @@ mod tests {
         assert!(!cache.root.join("one.removed").exists());
         add(&cache, "one", 0);
         fs::create_dir(cache.root.join("one.removed")).unwrap();
-        cache.claim("one").unwrap().remove().unwrap();
+        cache.try_claim("one").unwrap().unwrap().remove().unwrap();
         assert!(cache.lease("one").unwrap().is_none());
     }
 }

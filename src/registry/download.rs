@@ -89,9 +89,8 @@ impl Downloader {
                 }
             }
             let (shared, entry) = (cache.clone(), contents.entry.clone());
-            let claim = blocking(move || shared.claim(&entry)).await?;
             // While this process waited, another may have brought it.
-            if !claim.is_whole() {
+            if let Some(claim) = blocking(move || shared.claim_unless_whole(&entry)).await? {
                 let (shared, entry) = (cache.clone(), contents.entry.clone());
                 blocking(move || shared.make_room(&entry)).await?;
                 self.fill(&claim, address, &contents).await?;

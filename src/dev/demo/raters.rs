@@ -113,10 +113,10 @@ mod tests {
         let broken = folder.path().join("broken.jpg");
         fs::write(&broken, b"no photograph").unwrap();
         let rated = rate(paths.iter().chain([&broken]).map(|path| path.as_path()));
-        assert_eq!((rated.known.len(), rated.new.len()), (48, 24));
+        assert_eq!((rated.known.len(), rated.new.len()), (2 * PARTS, PARTS), "of three photographs");
         let keys: std::collections::HashSet<_> =
             rated.known.iter().chain(&rated.new).map(|part| part.key.as_str()).collect();
-        assert_eq!(keys.len(), 72);
+        assert_eq!(keys.len(), 3 * PARTS);
         for part in &rated.new {
             let photo = decode(&part.content, &ImageSettings::local()).unwrap();
             let [red, green, blue] = photo.pixel(5, 5);

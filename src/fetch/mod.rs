@@ -175,7 +175,8 @@ impl Fetcher {
         {
             return Err(FetchError::TooLarge { object: object.to_string(), size, limit: max_bytes });
         }
-        let download = || body::Download::new(self, object, max_bytes).run();
+        // A request is 10 KB of state, which an item is not to carry before and after it.
+        let download = || Box::pin(body::Download::new(self, object, max_bytes).run());
         // Both copies are there until the race is over.
         let mut second_copy = None;
         let result = match self.settings.hedge_after_ms {

@@ -21,6 +21,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// How long a token without a readable expiry is used.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(300);
 
+/// How much of a partition one fetch brings. What is asked for here is compressed, and what is prefetched is only
+/// counted once it is unpacked: with librdkafka's megabyte, a long backlog of records that compress well lay in
+/// memory many times as large as the settings allow. A larger batch of records still comes whole (KIP-74).
+const FETCH_BYTES: u32 = 64 << 10;
+
 /// The facility of librdkafka's debug line about a connection that broke. No callback tells of one that
 /// the other side closed, after which the library sends requests again by itself.
 const BROKEN_CONNECTION: &str = "FAIL";
@@ -170,6 +175,7 @@ pub(super) fn source_consumer(
         .set("session.timeout.ms", settings.session_timeout_ms.to_string())
         .set("heartbeat.interval.ms", settings.heartbeat_interval_ms.to_string())
         .set("max.poll.interval.ms", settings.max_poll_interval_ms.to_string())
+        .set("fetch.message.max.bytes", FETCH_BYTES.to_string())
         .set("queued.min.messages", settings.prefetch_records.to_string())
         .set("queued.max.messages.kbytes", settings.prefetch_kib.to_string());
     create(settings, &config, context)

@@ -214,9 +214,17 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// The error with its causes, on one line.
+    /// The error with those of its causes that it does not name itself, on one line.
     pub fn message(&self) -> String {
-        format!("{:#}", self.error).replace('\n', " ")
+        let mut message = String::new();
+        for cause in self.error.chain().map(ToString::to_string) {
+            if message.is_empty() {
+                message = cause;
+            } else if !message.contains(&cause) {
+                message = format!("{message}: {cause}");
+            }
+        }
+        message.replace('\n', " ")
     }
 
     fn new(exit_code: u8, error: impl Into<anyhow::Error>) -> Self {

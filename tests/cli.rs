@@ -211,6 +211,13 @@ fn a_probe_names_each_dependency_that_does_not_answer() {
 }
 
 #[test]
+fn an_error_that_names_its_cause_says_it_once() {
+    let unreachable = ["models", "list", "--set", "postgres.url=postgres://127.0.0.1:1/x"];
+    let message = refusal(&run(&mut roc4mllm(&unreachable)), 69);
+    assert_eq!(message.matches("is unreachable").count(), 1, "{message}");
+}
+
+#[test]
 fn a_missing_checkpoint_is_named() {
     let message = refusal(&run(&mut roc4mllm(&["checkpoint", "inspect", "/no-such-checkpoint"])), 2);
     assert!(message.contains("/no-such-checkpoint"), "{message}");

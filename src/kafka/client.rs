@@ -174,11 +174,17 @@ pub(super) fn source_consumer(
         .set("partition.assignment.strategy", "cooperative-sticky")
         .set("session.timeout.ms", settings.session_timeout_ms.to_string())
         .set("heartbeat.interval.ms", settings.heartbeat_interval_ms.to_string())
-        .set("max.poll.interval.ms", settings.max_poll_interval_ms.to_string())
+        .set("max.poll.interval.ms", settings.max_poll_interval_ms.to_string());
+    prefetch(&mut config, settings);
+    create(settings, &config, context)
+}
+
+/// How far a consumer reads ahead, and how much a fetch brings.
+fn prefetch(config: &mut ClientConfig, settings: &KafkaSettings) {
+    config
         .set("fetch.message.max.bytes", FETCH_BYTES.to_string())
         .set("queued.min.messages", settings.prefetch_records.to_string())
         .set("queued.max.messages.kbytes", settings.prefetch_kib.to_string());
-    create(settings, &config, context)
 }
 
 /// A consumer that is no member of the group and reads what the group committed.
@@ -192,11 +198,8 @@ pub(super) fn lookup_consumer(settings: &KafkaSettings) -> Result<BaseConsumer<C
 /// A consumer for reading partitions by hand, without the group: committed records only.
 pub(super) fn reader_consumer(settings: &KafkaSettings) -> Result<BaseConsumer<Context>, Error> {
     let mut config = group_config(settings, ClientRole::Reader);
-    config
-        .set("enable.partition.eof", "true")
-        .set("auto.offset.reset", "earliest")
-        .set("queued.min.messages", settings.prefetch_records.to_string())
-        .set("queued.max.messages.kbytes", settings.prefetch_kib.to_string());
+    config.set("enable.partition.eof", "true").set("auto.offset.reset", "earliest");
+    prefetch(&mut config, settings);
     create(settings, &config, Context::new(ClientRole::Reader, settings))
 }
 

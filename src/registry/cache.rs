@@ -94,7 +94,7 @@ impl Cache {
     pub fn try_claim(&self, entry: &str) -> Result<Option<Claim>, RegistryError> {
         let lock = self.lock_file(entry)?;
         match lock.try_lock() {
-            Ok(()) => Ok(Some(self.claimed(entry, lock))),
+            Ok(()) => Ok(Some(Claim { root: self.root.clone(), entry: entry.to_owned(), _alone: lock })),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => {
                 Err(RegistryError::cache(&self.path(entry, LOCK), "locking")(error))
@@ -147,10 +147,6 @@ impl Cache {
             }
         }
         Ok(entries)
-    }
-
-    fn claimed(&self, entry: &str, lock: File) -> Claim {
-        Claim { root: self.root.clone(), entry: entry.to_owned(), _alone: lock }
     }
 
     /// Never removed: another process may be about to lock it.

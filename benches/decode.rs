@@ -20,9 +20,9 @@ use roc4mllm::model::{
     checkpoint::expected_tensors,
     config::{AbstractorConfig, LanguageConfig, ModelConfig, SpecialTokens, VisionConfig},
     decode::{EmbeddedPrompt, Generated, GreedyOptions, Verifier, generate},
-    device::has_bf16_instructions,
+    device::{Quantize, has_bf16_instructions},
     mplug_owl2::MplugOwl2,
-    parameters::Parameters,
+    parameters::{Inference, Parameters},
 };
 use std::time::Instant;
 use support::{
@@ -199,7 +199,10 @@ fn network(kind: Kind, layers: i64, last: i64, place: Place) -> MplugOwl2 {
         let weight = if expected.shape.len() == 1 { weight + 1.0 } else { weight };
         (name, weight.to_kind(kind))
     });
-    let parameters = Parameters::new(weights.collect());
+    // As they are by default where there is memory enough.
+    let pack = kind == Kind::BFloat16 && !place.is_gpu();
+    let inference = Inference { kind, device: place.device, quantize: Quantize::None, pack };
+    let parameters = Parameters::new(weights.collect()).for_inference(inference);
     let find = |name: &str| parameters.root().tensor(name).expect("a weight of that name");
     let (embeddings, head) = (find("model.embed_tokens.weight"), find("lm_head.weight"));
     for (token, next) in std::iter::once(&last).chain(&ANSWER).zip(ANSWER) {

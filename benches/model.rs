@@ -21,7 +21,7 @@ use roc4mllm::{
         device::{Quantize, has_bf16_instructions},
         family::{Block, Family},
         mplug_owl2::MplugOwl2,
-        parameters::Parameters,
+        parameters::{Inference, Parameters},
     },
     plan::work::VisionWork,
 };
@@ -51,7 +51,12 @@ fn main() {
     }
     let batches: &[i64] = if place.is_gpu() { &[1, 8, 32, 64] } else { &[1, 4] };
     for (kind, peak) in Peak::of_each_type(place) {
-        let network = network(kind, Quantize::None, place);
+        // Bf16 weights are packed by default where there is memory enough; where there is not, they are used
+        // as they are mapped.
+        let packs = kind == Kind::BFloat16 && !place.is_gpu();
+        let inference = Inference { kind, device: place.device, quantize: Quantize::None, pack: packs };
+        let network = network(inference);
+        let mapped = packs.then(|| self::network(Inference { pack: false, ..inference }));
         for &batch in batches {
             let pixels = pixels(batch, kind, place);
             let run = || drop(network.vision().forward(&pixels).expect("a forward pass"));
@@ -62,6 +67,10 @@ fn main() {
             let run = || read(&network, &embeddings);
             let work = language_work(&network.config().language, positions, batch);
             peak.compare(&name("language", &peak, batch), "language", batch, work, run);
+            if let Some(mapped) = &mapped {
+                let run = || read(mapped, &embeddings);
+                peak.compare(&name("language_mapped", &peak, batch), "mapped", batch, work, run);
+            }
         }
     }
 }
@@ -78,7 +87,10 @@ fn compare_quantized(place: Place) {
         println!("w8a8: not measured, since this processor has no bf16 instructions to compare with");
         return;
     }
-    let networks = [Quantize::None, Quantize::W8a8].map(|quantize| network(Kind::BFloat16, quantize, place));
+    let networks = [Quantize::None, Quantize::W8a8].map(|quantize| {
+        let pack = quantize == Quantize::None;
+        network(Inference { kind: Kind::BFloat16, device: place.device, quantize, pack })
+    });
     for batch in [1, 4] {
         let pixels = pixels(batch, Kind::BFloat16, place);
         let embeddings = embeddings(&networks[0], batch, Kind::BFloat16);
@@ -140,8 +152,9 @@ fn pixels(images: i64, kind: Kind, place: Place) -> Tensor {
 }
 
 /// The published dimensions but for the vocabulary, and on a CPU the number of layers.
-fn network(kind: Kind, quantize: Quantize, place: Place) -> MplugOwl2 {
-    let [vision_layers, language_layers] = if place.is_gpu() { ALL_LAYERS } else { [LAYERS; 2] };
+fn network(inference: Inference) -> MplugOwl2 {
+    let Inference { kind, device, .. } = inference;
+    let [vision_layers, language_layers] = if device.is_cuda() { ALL_LAYERS } else { [LAYERS; 2] };
     let config = ModelConfig {
         model_type: "mplug_owl2".into(),
         torch_dtype: None,
@@ -185,9 +198,9 @@ fn network(kind: Kind, quantize: Quantize, place: Place) -> MplugOwl2 {
     let weights =
         expected_tensors(&config).into_iter().filter(|(_, expected)| !expected.role.may_be_absent());
     let weights = weights.map(|(name, expected)| {
-        let weight = (Tensor::randn(&expected.shape, (Kind::Float, place.device)) * 0.02).to_kind(kind);
+        let weight = (Tensor::randn(&expected.shape, (Kind::Float, device)) * 0.02).to_kind(kind);
         (name, weight)
     });
-    let parameters = Parameters::new(weights.collect()).for_inference(quantize, kind, place.device);
+    let parameters = Parameters::new(weights.collect()).for_inference(inference);
     MplugOwl2::new(config, parameters).expect("every weight is there")
 }

@@ -8,7 +8,8 @@ use roc4mllm::model::{
     checkpoint::{
         Checkpoint, CheckpointError, ConvertArgs, Format, Role, TensorProblem, convert, inspect, verify,
     },
-    device::{Dtype, Quantize},
+    device::{Dtype, Quantize, has_bf16_instructions},
+    packing::Packing,
     tokenizer::Tokenizer,
 };
 use serde_json::{Value, json};
@@ -16,8 +17,10 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{Read, Write},
+    mem::MaybeUninit,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
+    ptr,
 };
 use support::synthetic_checkpoint;
 use tch::{Kind, Tensor};
@@ -493,6 +496,72 @@ fn another_checkpoint_than_the_expected_one_is_refused() {
     let message = String::from_utf8_lossy(&refused.stderr);
     assert_eq!(refused.status.code(), Some(2), "{message}");
     assert!(message.contains(&version) && message.contains(&other), "{message}");
+}
+
+#[test]
+fn weights_are_packed_where_it_costs_nothing_or_is_asked_for() {
+    let packs = |folder: &str, packing: Packing, kind, quantize, activations| {
+        let checkpoint = Checkpoint::open(&fixture(folder)).unwrap();
+        packing.resolve(&checkpoint, kind, tch::Device::Cpu, quantize, activations)
+    };
+    let (f32, bf16, none) = (Kind::Float, Kind::BFloat16, Quantize::None);
+    for folder in ["ckpt_safetensors", "ckpt_bin_bf16"] {
+        for kind in [f32, bf16] {
+            assert!(packs(folder, Packing::Always, kind, none, 0));
+            assert!(!packs(folder, Packing::Never, kind, none, 0));
+            assert!(!packs(folder, Packing::Always, kind, Quantize::W8a8, 0));
+        }
+        assert!(!packs(folder, Packing::Auto, f32, none, 0));
+        // Only what has to be converted is worth it whatever memory there is.
+        for (activations, packed) in [(0, true), (1 << 60, folder == "ckpt_safetensors")] {
+            let expected = packed && has_bf16_instructions();
+            assert_eq!(packs(folder, Packing::Auto, bf16, none, activations), expected, "{folder}");
+        }
+    }
+}
+
+/// Scores one picture, which a made-up checkpoint cannot, and gives what it said and the most memory that the
+/// process has had, in bytes.
+#[expect(clippy::zombie_processes, reason = "wait4 waits for it, and says how much memory it took")]
+fn score_once(checkpoint: &Path, options: &[&str]) -> (String, f64) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_roc4mllm"))
+        .args(["score", "--checkpoint"])
+        .arg(checkpoint)
+        .args(options)
+        .arg(fixture("images").join("01_square_rgb.png"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+    let id = i32::try_from(child.id()).unwrap();
+    // SAFETY: nobody else waits for this child, and there is a place for the answer.
+    let waited = unsafe { libc::wait4(id, ptr::null_mut(), 0, usage.as_mut_ptr()) };
+    assert_eq!(waited, id);
+    // SAFETY: numbers alone, of which any are valid.
+    (said, unsafe { usage.assume_init() }.ru_maxrss as f64 * 1024.0)
+}
+
+#[test]
+fn copied_weights_are_in_memory_once() {
+    let folder = tempfile::tempdir().unwrap();
+    synthetic_checkpoint::write(folder.path(), 1 << 30);
+    let on_disk = fs::metadata(folder.path().join("model.safetensors")).unwrap().len() as f64;
+    // The prompt takes 66; a made-up model's answer goes on for as long as there is room.
+    let path = folder.path().join("config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    config["max_position_embeddings"] = json!(70);
+    fs::write(&path, config.to_string()).unwrap();
+    let twice = 2.0 * on_disk;
+    for (dtype, pack, size) in
+        [("bf16", "never", on_disk), ("bf16", "always", on_disk), ("f32", "never", twice)]
+    {
+        let (said, peak) = score_once(folder.path(), &["--dtype", dtype, "--pack", pack]);
+        assert!(peak > size, "{dtype}, pack {pack}: {peak} for {size}: {said}");
+        assert!(peak < 1.1 * size + 400e6, "{dtype}, pack {pack}: {peak} for {size}: {said}");
+    }
 }
 
 #[test]

@@ -620,6 +620,28 @@ fn a_gpu_that_is_not_there_ends_the_command_and_says_why() {
 }
 
 #[test]
+fn packed_weights_give_the_same_scores_under_the_same_version() {
+    let folder = golden("images");
+    let of = |pack: &str| {
+        let options = ["--format", "jsonl", "--pack", pack].map(OsStr::new);
+        lines(&score(options.into_iter().chain([folder.as_os_str()])))
+    };
+    let (mapped, packed) = (of("never"), of("always"));
+    assert_eq!(mapped.len(), packed.len());
+    let mut scored = 0;
+    for (one, other) in mapped.iter().zip(&packed) {
+        for field in ["image", "status", "tokens", "model_version"] {
+            assert_eq!(one[field], other[field], "{}: {field}", one["image"]);
+        }
+        if let (Some(one), Some(other)) = (one["score"].as_f64(), other["score"].as_f64()) {
+            assert!((one - other).abs() < 1e-4, "{one}, {other}");
+            scored += 1;
+        }
+    }
+    assert!(scored > 0);
+}
+
+#[test]
 fn quantized_scores_are_near_and_say_how_they_were_computed() {
     let folder = golden("images");
     let of = |quantize: &str| {

@@ -8,8 +8,7 @@ use tch::{Device, Kind, TchError, Tensor};
 
 /// `x W^T + b`.
 pub struct Linear {
-    /// `[outputs, inputs]`. Where `kernel` holds a quantised copy, this one is as it was stored and is not
-    /// computed with.
+    /// `[outputs, inputs]`. Where `kernel` holds a copy, this one is as it was stored and is not computed with.
     pub weight: Tensor,
     /// `[outputs]`.
     pub bias: Option<Tensor>,
@@ -22,8 +21,10 @@ pub struct Linear {
 pub enum Kernel {
     /// With the weight itself, as training must.
     Plain,
-    /// Through oneDNN, with the weight itself or a copy that is laid out for it.
-    OneDnn(Tensor),
+    /// With the weight itself, through oneDNN.
+    OneDnn,
+    /// With a copy of [`onednn::pack`].
+    Packed(Tensor),
     W8a8(W8a8),
     Int8(Int8),
 }
@@ -34,7 +35,8 @@ impl Linear {
         let bias = self.bias.as_ref();
         let output = match &self.kernel {
             Kernel::Plain => multiply(input, &self.weight, bias)?,
-            Kernel::OneDnn(weight) => onednn::linear(input, weight, bias)?,
+            Kernel::OneDnn => onednn::linear(input, &self.weight, bias)?,
+            Kernel::Packed(weight) => onednn::linear(input, weight, bias)?,
             Kernel::W8a8(weight) => weight.forward(input, bias)?,
             Kernel::Int8(weight) => weight.forward(input, bias)?,
         };

@@ -16,6 +16,7 @@ pub mod kv_cache;
 pub mod layers;
 pub mod mplug_owl2;
 pub mod onednn;
+pub mod packing;
 pub mod parameters;
 pub mod passes;
 pub mod pixels;

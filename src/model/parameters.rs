@@ -1,12 +1,12 @@
 //! A model's weights by their checkpoint names, and the layers that are built from them.
 
 use super::{
-    checkpoint::{Checkpoint, Role},
+    checkpoint::{Checkpoint, Mappings, Role, is_layer_weight},
     device::Quantize,
     error::{ModelError, first_line},
     layers::{Kernel, LayerNorm, Linear, LowRank},
     onednn,
-    quantize::{Int8, W8a8, is_quantized},
+    quantize::{Int8, W8a8},
 };
 use std::{collections::BTreeMap, fmt::Display};
 use tch::{Device, Kind, TchError, Tensor};
@@ -19,25 +19,28 @@ pub struct Parameters {
     tensors: BTreeMap<String, Tensor>,
     adapter_scale: f64,
     inference: Option<Inference>,
+    mappings: Mappings,
 }
 
 /// What linear maps that are never trained compute with.
 #[derive(Clone, Copy)]
-struct Inference {
-    quantize: Quantize,
-    kind: Kind,
-    device: Device,
+pub struct Inference {
+    pub kind: Kind,
+    pub device: Device,
+    pub quantize: Quantize,
+    /// Whether the language model's weights are packed; on CPUs alone.
+    pub pack: bool,
 }
 
 impl Parameters {
     pub fn new(tensors: BTreeMap<String, Tensor>) -> Self {
-        Self { tensors, adapter_scale: 1.0, inference: None }
+        Self { tensors, adapter_scale: 1.0, inference: None, mappings: Mappings::default() }
     }
 
     /// Has linear maps hold copies of their weights that are laid out, or quantised, for speed. Changes of
     /// the parameters no longer reach those, so that nothing can be trained.
-    pub fn for_inference(mut self, quantize: Quantize, kind: Kind, device: Device) -> Self {
-        self.inference = Some(Inference { quantize, kind, device });
+    pub fn for_inference(mut self, inference: Inference) -> Self {
+        self.inference = Some(inference);
         self
     }
 
@@ -61,24 +64,20 @@ impl Parameters {
         Self::load_but(checkpoint, kind, device, |_, _| false)
     }
 
-    /// As [`Self::load`], and [`Self::for_inference`]. Weights that are quantised stay as they are stored
-    /// until then, so that no copy of them in `kind` is ever in memory.
+    /// As [`Self::load`], and [`Self::for_inference`]. Weights that are quantised or packed stay as they are
+    /// stored until then, so that they are never in memory twice.
     ///
     /// # Errors
     /// As [`Self::load`], and [`ModelError::Quantize`] where the device has no such arithmetic.
-    pub fn load_for_inference(
-        checkpoint: &Checkpoint,
-        kind: Kind,
-        device: Device,
-        quantize: Quantize,
-    ) -> Result<Self, ModelError> {
+    pub fn load_for_inference(checkpoint: &Checkpoint, inference: Inference) -> Result<Self, ModelError> {
+        let Inference { kind, device, quantize, pack } = inference;
         if quantize == Quantize::W8a8 && (device != Device::Cpu || kind == Kind::Half) {
             let reason = "runs on CPUs alone, in f32 or bf16; use `int8`, or the device `cpu`";
             return Err(ModelError::Quantize { quantize, reason });
         }
-        let left =
-            |name: &str, tensor: &Tensor| quantize != Quantize::None && is_quantized(name, &tensor.size());
-        Ok(Self::load_but(checkpoint, kind, device, left)?.for_inference(quantize, kind, device))
+        let copied = quantize != Quantize::None || pack && device == Device::Cpu;
+        let left = |name: &str, tensor: &Tensor| copied && is_layer_weight(name, &tensor.size());
+        Ok(Self::load_but(checkpoint, kind, device, left)?.for_inference(inference))
     }
 
     /// Leaves what `left` says as it is stored.
@@ -89,6 +88,7 @@ impl Parameters {
         left: impl Fn(&str, &Tensor) -> bool,
     ) -> Result<Self, ModelError> {
         let mut tensors = checkpoint.tensors()?;
+        let mappings = checkpoint.mappings();
         for (name, tensor) in &mut tensors {
             if left(name, tensor) {
                 continue;
@@ -98,11 +98,15 @@ impl Parameters {
             let kind = if buffer { tensor.kind() } else { kind };
             let ready =
                 |tensor: &Tensor| -> Result<Tensor, TchError> { tensor.f_to_device(device)?.f_to_kind(kind) };
-            *tensor =
+            let placed =
                 ready(tensor).map_err(|source| ModelError::Torch { doing: "placing the weights", source })?;
+            if placed.data_ptr() != tensor.data_ptr() {
+                mappings.give_back(tensor);
+            }
+            *tensor = placed;
         }
         checkpoint.finish()?;
-        Ok(Self::new(tensors))
+        Ok(Self { mappings, ..Self::new(tensors) })
     }
 
     /// All tensors, by name.
@@ -133,6 +137,11 @@ impl Scope<'_> {
     /// is worth a second copy of their weights to have them laid out for that.
     pub fn with_rows(&self, rows: i64) -> Self {
         Self { parameters: self.parameters, prefix: self.prefix.clone(), rows: Some(rows) }
+    }
+
+    /// Whether the language model's weights are to be packed.
+    pub fn packs(&self) -> bool {
+        self.parameters.inference.is_some_and(|inference| inference.pack)
     }
 
     /// Whether what is built here is never trained.
@@ -166,23 +175,32 @@ impl Scope<'_> {
             (Some(a), Some(b)) => Some(LowRank { a, b, scale: self.parameters.adapter_scale }),
             _ => None,
         };
-        let weight = scope.tensor("weight")?;
-        let kernel = scope.kernel(&weight)?;
+        let (weight, kernel) = scope.kernel(scope.tensor("weight")?)?;
         Ok(Linear { weight, bias: scope.find("bias"), adapter, kernel })
     }
 
-    /// What the linear map of this scope computes with.
-    fn kernel(&self, weight: &Tensor) -> Result<Kernel, ModelError> {
-        let Some(Inference { quantize, kind, device }) = self.parameters.inference else {
-            return Ok(Kernel::Plain);
+    /// What the linear map of this scope computes with, and its weight: as it is `stored` where the kernel
+    /// has a copy of it.
+    fn kernel(&self, stored: Tensor) -> Result<(Tensor, Kernel), ModelError> {
+        let Some(Inference { kind, device, quantize, .. }) = self.parameters.inference else {
+            return Ok((stored, Kernel::Plain));
         };
-        let quantized = is_quantized(&format!("{}weight", self.prefix), &weight.size());
-        let failed = |source| ModelError::Torch { doing: "quantizing the weights", source };
-        match quantize {
-            Quantize::W8a8 if quantized => W8a8::new(weight).map(Kernel::W8a8).map_err(failed),
-            Quantize::Int8 if quantized => Int8::new(weight, kind, device).map(Kernel::Int8).map_err(failed),
-            _ => Ok(self.exact(weight)),
-        }
+        let in_layer = is_layer_weight(&format!("{}weight", self.prefix), &stored.size());
+        let failed = |doing| move |source| ModelError::Torch { doing, source };
+        let quantizing = failed("quantizing the weights");
+        let kernel = match quantize {
+            Quantize::W8a8 if in_layer => Kernel::W8a8(W8a8::new(&stored).map_err(quantizing)?),
+            Quantize::Int8 if in_layer => Kernel::Int8(Int8::new(&stored, kind, device).map_err(quantizing)?),
+            _ => {
+                let weight = stored.f_to_kind(kind).map_err(failed("placing the weights"))?;
+                match self.exact(&weight) {
+                    Kernel::Packed(packed) => Kernel::Packed(packed),
+                    kernel => return Ok((weight, kernel)),
+                }
+            }
+        };
+        self.parameters.mappings.give_back(&stored);
+        Ok((stored, kernel))
     }
 
     /// At full precision.
@@ -190,20 +208,19 @@ impl Scope<'_> {
         if weight.device() != Device::Cpu || !tch::utils::has_mkldnn() {
             return Kernel::Plain;
         }
-        let packed = match (weight.kind(), self.rows) {
-            (Kind::Float | Kind::BFloat16, Some(rows)) => onednn::pack(weight, rows),
+        match (weight.kind(), self.rows) {
+            (Kind::Float | Kind::BFloat16, Some(rows)) => match onednn::pack(weight, rows) {
+                Ok(packed) => Kernel::Packed(packed),
+                // The weight itself will do, if not as fast.
+                Err(error) => {
+                    tracing::debug!("{}: not laid out anew: {}", self.prefix, first_line(&error));
+                    Kernel::Plain
+                }
+            },
             // libtorch itself gives f32 to MKL, which on processors other than Intel's takes half as long
             // again for the few rows that a prompt is.
-            (Kind::Float, None) => Ok(weight.shallow_clone()),
-            _ => return Kernel::Plain,
-        };
-        match packed {
-            Ok(packed) => Kernel::OneDnn(packed),
-            // The weight itself will do, if not as fast.
-            Err(error) => {
-                tracing::debug!("{}: not laid out anew: {}", self.prefix, first_line(&error));
-                Kernel::Plain
-            }
+            (Kind::Float, None) => Kernel::OneDnn,
+            _ => Kernel::Plain,
         }
     }
 

@@ -8,7 +8,7 @@ use super::{
     error::{ModelError, first_line},
     families::build_family,
     family::Family,
-    parameters::Parameters,
+    parameters::{Inference, Parameters},
     pixels::PixelBatches,
     prompt::PromptTokens,
     score_head::{SCORE_TOKEN, ScoreHead, fill_scores},
@@ -85,7 +85,10 @@ impl TorchScorer {
             version: version_name(&checkpoint.digest()?.version, &settings.prompt, kind, settings.quantize),
             preprocess_revision,
         };
-        let parameters = Parameters::load_for_inference(&checkpoint, kind, device, settings.quantize)?;
+        let quantize = settings.quantize;
+        let pack = settings.pack.resolve(&checkpoint, kind, device, quantize, activations);
+        let inference = Inference { kind, device, quantize, pack };
+        let parameters = Parameters::load_for_inference(&checkpoint, inference)?;
         let family = build_family(checkpoint.config(), parameters, &settings.checkpoint)?;
 
         let embedded = EmbeddedPrompt::new(family.as_ref(), &prompt.before_image, &prompt.after_image)

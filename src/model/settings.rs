@@ -1,6 +1,9 @@
 //! The `model` section of the configuration.
 
-use super::device::{Device, Dtype, Quantize};
+use super::{
+    device::{Device, Dtype, Quantize},
+    packing::Packing,
+};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use std::{convert::Infallible, fmt, str::FromStr};
@@ -18,6 +21,8 @@ pub struct ModelSettings {
     pub dtype: Dtype,
     /// `none`, `w8a8` or `int8`.
     pub quantize: Quantize,
+    /// `auto`, `always` or `never`: whether a CPU lays the language model's weights out for speed.
+    pub pack: Packing,
     /// `assess`, `arch` or the question itself.
     pub prompt: PromptChoice,
     /// `verify` or `generate`: the same answers, at the cost of one pass or of one a token.
@@ -35,6 +40,7 @@ impl Default for ModelSettings {
             device: Device::default(),
             dtype: Dtype::default(),
             quantize: Quantize::default(),
+            pack: Packing::default(),
             prompt: PromptChoice::default(),
             decode: DecodeMode::default(),
             precision: 4,
@@ -122,11 +128,13 @@ mod tests {
             dtype: Dtype::Bf16,
             prompt: PromptChoice::Text("How sharp is it?".into()),
             decode: DecodeMode::Generate,
+            pack: Packing::Never,
             ..ModelSettings::default()
         };
         let text = serde_json::to_string(&settings).unwrap();
         assert!(text.contains(r#""device":"cuda:2""#), "{text}");
         assert!(text.contains(r#""decode":"generate""#), "{text}");
+        assert!(text.contains(r#""pack":"never""#), "{text}");
         assert_eq!(serde_json::from_str::<ModelSettings>(&text).unwrap(), settings);
     }
 

@@ -8,9 +8,8 @@ use super::{
     work::{LanguagePass, PromptLengths, Work},
 };
 use crate::model::{
-    checkpoint::{Role, expected_tensors},
+    checkpoint::{Role, expected_tensors, is_layer_weight},
     config::ModelConfig,
-    quantize::is_quantized,
 };
 use serde::Serialize;
 use std::fmt;
@@ -87,7 +86,7 @@ impl WeightBytes {
             f32: by_part(config, |_, elements, _| 4 * elements),
             bf16: by_part(config, |_, elements, _| 2 * elements),
             // A byte a weight and an f32 scale a row.
-            int8: by_part(config, |name, elements, shape| match is_quantized(name, shape) {
+            int8: by_part(config, |name, elements, shape| match is_layer_weight(name, shape) {
                 true => elements + 4 * shape[0].unsigned_abs(),
                 false => 2 * elements,
             }),

@@ -4,6 +4,7 @@ use crate::{
     image::PreprocessMode,
     model::{
         device::{Device, Dtype, Quantize},
+        packing::Packing,
         settings::{DecodeMode, ModelSettings, PromptChoice},
     },
     registry::CheckpointSource,
@@ -56,6 +57,10 @@ pub struct ScoringArgs {
     /// `int8` (half the memory of bf16, slower)
     #[arg(long, value_name = "none|w8a8|int8", default_value_t)]
     pub quantize: Quantize,
+
+    /// Whether a CPU computes with copies of the weights that are laid out for speed; `auto`: from 16 photos on
+    #[arg(long, value_enum, default_value_t)]
+    pub pack: Packing,
 
     /// What the model is asked: `assess`, `arch` or a question of your own
     #[arg(long, value_name = "assess|arch|TEXT", default_value = "assess")]
@@ -113,6 +118,7 @@ impl ScoringArgs {
             device: self.device,
             dtype: self.dtype,
             quantize: self.quantize,
+            pack: self.pack,
             prompt: self.prompt.clone(),
             decode: self.decode,
             ..ModelSettings::default()

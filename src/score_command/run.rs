@@ -51,8 +51,11 @@ pub async fn run(args: &ScoreArgs, out: &mut dyn Write) -> Result<Summary, Score
     let checkpoint = Scoring::resolve(&args.checkpoint).await?;
     let mut progress = Progress::new(inputs.len());
     progress.stage("loading the model");
-    let model =
-        ModelSettings { precision: args.precision, ..args.scoring.model_settings(&checkpoint.folder) };
+    let model = ModelSettings {
+        precision: args.precision,
+        pack: args.scoring.pack.for_images(inputs.len()),
+        ..args.scoring.model_settings(&checkpoint.folder)
+    };
     let scoring = Scoring::start(model, &args.scoring, reader).await?;
     progress.begin();
     let session = Session {

@@ -7,7 +7,7 @@ use roc4mllm::model::{
     family::{Block, Family},
     kv_cache::KvCache,
     mplug_owl2::MplugOwl2,
-    parameters::Parameters,
+    parameters::{Inference, Parameters},
 };
 use std::{collections::BTreeMap, ops::Range};
 use tch::{Device, Kind, Tensor};
@@ -22,10 +22,12 @@ pub fn network(kind: Kind) -> MplugOwl2 {
     MplugOwl2::new(checkpoint.config().clone(), parameters).unwrap()
 }
 
-/// As [`network`], but with its weights laid out as [`TorchScorer`](roc4mllm::model::TorchScorer) has them.
-pub fn inference_network(kind: Kind) -> MplugOwl2 {
+/// As [`network`], but with its weights laid out as [`TorchScorer`](roc4mllm::model::TorchScorer) has them; with
+/// `pack`, the language model's too.
+pub fn inference_network(kind: Kind, pack: bool) -> MplugOwl2 {
     let checkpoint = Checkpoint::open(&support::path("ckpt_safetensors")).unwrap();
-    let parameters = Parameters::load_for_inference(&checkpoint, kind, Device::Cpu, Quantize::None).unwrap();
+    let inference = Inference { kind, device: Device::Cpu, quantize: Quantize::None, pack };
+    let parameters = Parameters::load_for_inference(&checkpoint, inference).unwrap();
     MplugOwl2::new(checkpoint.config().clone(), parameters).unwrap()
 }
 

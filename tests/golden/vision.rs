@@ -16,7 +16,7 @@ use tch::{Device, Kind, Tensor};
 fn compare_vision(file: &str, kind: Kind, tolerance: Tolerance) {
     let _no_grad = tch::no_grad_guard();
     let pictures = support::tensors("pixel_values.safetensors");
-    for model in [network(kind), inference_network(kind)] {
+    for model in [network(kind), inference_network(kind, false)] {
         for (name, golden) in support::tensors(file) {
             let (stage, stem) = name.split_once('/').unwrap_or_else(|| panic!("{file}: {name}: no stage"));
             let patches = model.vision().forward(&pixels(&pictures, stem).to_kind(kind)).unwrap();

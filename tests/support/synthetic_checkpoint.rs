@@ -10,7 +10,13 @@ use std::{
 /// Writes a sound checkpoint of about `bytes` in bfloat16 with made-up weights.
 pub fn write(folder: &Path, bytes: u64) {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden/ckpt_safetensors");
-    for name in ["tokenizer.model", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json"] {
+    for name in [
+        "tokenizer.model",
+        "added_tokens.json",
+        "special_tokens_map.json",
+        "tokenizer_config.json",
+        "preprocessor_config.json",
+    ] {
         fs::copy(source.join(name), folder.join(name)).unwrap();
     }
     let mut config: Value = serde_json::from_slice(&fs::read(source.join("config.json")).unwrap()).unwrap();

@@ -38,6 +38,12 @@ pub fn expected_tensors(config: &ModelConfig) -> BTreeMap<String, ExpectedTensor
     table.tensors
 }
 
+/// Whether `name` is the weight of a linear map in a layer of the vision or the language model: nearly all
+/// there is of a model, and what is quantised or packed where anything is.
+pub fn is_layer_weight(name: &str, shape: &[i64]) -> bool {
+    shape.len() == 2 && name.contains(".layers.") && !name.contains("abstractor") && name.ends_with(".weight")
+}
+
 #[derive(Default)]
 struct Table {
     tensors: BTreeMap<String, ExpectedTensor>,
@@ -140,5 +146,23 @@ fn abstractor(table: &mut Table, config: &AbstractorConfig, vision: &VisionConfi
         let queries = format!("{layer}.attention.q_pos_embed");
         table.add(queries, &[config.num_learnable_queries, hidden], Role::Buffer);
         table.add(format!("{layer}.attention.k_pos_embed"), &[vision.positions(), hidden], Role::Buffer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::synthetic;
+
+    #[test]
+    fn the_large_weights_of_the_layers_are_told_from_others() {
+        let names: Vec<String> = expected_tensors(&synthetic::config())
+            .into_iter()
+            .filter(|(name, tensor)| is_layer_weight(name, &tensor.shape))
+            .map(|(name, _)| name)
+            .collect();
+        // A layer: four of the vision model; q, o, gate, up, down and two each of k and v.
+        assert_eq!(names.len(), 2 * 4 + 2 * 9, "{names:#?}");
+        assert!(!names.iter().any(|name| name.contains("embed") || name.contains("lm_head")));
     }
 }

@@ -4,6 +4,7 @@ use super::{
     error::CheckpointError,
     index::{StoredTensor, WeightFile},
 };
+use std::ops::Range;
 use tch::{Device, Kind, TchError, Tensor};
 
 /// A whole file, mapped into memory as one tensor of bytes.
@@ -58,6 +59,43 @@ impl MappedFile {
         let tensor = tensor.f_set_source_tensor_storage_offset_(&source, 0, &stored.shape[..], strides)?;
         tensor.f_contiguous()
     }
+}
+
+/// Weight files in memory, to be given back piece by piece.
+#[derive(Default)]
+pub struct Mappings {
+    files: Vec<Tensor>,
+}
+
+impl Mappings {
+    pub(super) fn of<'a>(files: impl Iterator<Item = &'a MappedFile>) -> Self {
+        Self { files: files.map(|file| file.bytes.shallow_clone()).collect() }
+    }
+
+    /// Gives the memory back that reading `tensor` took, where it lies in one of the files: whoever reads
+    /// it again reads the file again. What was written to the tensor would be lost.
+    pub fn give_back(&self, tensor: &Tensor) {
+        let bytes = bytes_of(tensor);
+        if !self.files.iter().map(bytes_of).any(|file| file.start <= bytes.start && bytes.end <= file.end) {
+            return;
+        }
+        // SAFETY: asks for a number.
+        let Ok(page) = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }) else { return };
+        // Whole pages alone: what shares one with it stays.
+        let start = bytes.start.next_multiple_of(page);
+        let Some(length) = (bytes.end / page * page).checked_sub(start).filter(|&length| length > 0) else {
+            return;
+        };
+        // SAFETY: these pages belong to a private mapping of a file that `self` holds, and show that file
+        // again when they are next read. A system that refuses has only more memory in use.
+        unsafe { libc::madvise(start as *mut libc::c_void, length, libc::MADV_DONTNEED) };
+    }
+}
+
+/// Addresses of a contiguous CPU tensor's elements.
+fn bytes_of(tensor: &Tensor) -> Range<usize> {
+    let start = tensor.data_ptr() as usize;
+    start..start + tensor.numel() * tensor.kind().elt_size_in_bytes()
 }
 
 /// Row-major strides in elements.
@@ -123,5 +161,35 @@ mod tests {
         let place = |tensor: &Tensor| tensor.data_ptr() as usize;
         assert_eq!(place(&aligned), place(&map.bytes) + 20);
         assert!(map.tensor(&stored(&[2], 20), Kind::Float).is_err());
+    }
+
+    #[test]
+    fn what_is_given_back_is_read_again_and_other_memory_is_left_alone() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let values: Vec<f32> = (0..60_000_u16).map(f32::from).collect();
+        std::fs::write(file.path(), values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>())
+            .unwrap();
+        let bytes = 4 * values.len() as u64;
+        let map = MappedFile::open(&WeightFile { path: file.path().to_owned(), bytes }).unwrap();
+        let mappings = Mappings::of(std::iter::once(&map));
+        let stored = StoredTensor {
+            file: 0,
+            dtype: StoredDtype::F32,
+            shape: vec![50_000],
+            strides: None,
+            offset: 4 * 1_234,
+        };
+        let mapped = map.tensor(&stored, Kind::Float).unwrap();
+        let mut own = Tensor::empty([50_000], (Kind::Float, Device::Cpu));
+        own.copy_(&mapped);
+        for tensor in [&mapped, &own] {
+            mappings.give_back(tensor);
+            assert!(tensor.equal(&Tensor::from_slice(&values[1_234..51_234])));
+        }
+        // Given back, or its memory would still hold what was written to it.
+        let _ = mapped.shallow_clone().fill_(7.0);
+        mappings.give_back(&mapped);
+        let again = mapped.narrow(0, 2_000, 40_000);
+        assert!(again.equal(&Tensor::from_slice(&values[3_234..43_234])));
     }
 }

@@ -1,7 +1,7 @@
 //! Whether a checkpoint fits into memory, before anything is loaded.
 
-use super::{Checkpoint, Role, error::CheckpointError};
-use crate::model::{device::Quantize, gpu, quantize::is_quantized};
+use super::{Checkpoint, Role, error::CheckpointError, is_layer_weight};
+use crate::model::{device::Quantize, gpu};
 use std::{fs, path::Path};
 use tch::{Device, Kind};
 
@@ -16,7 +16,7 @@ impl Checkpoint {
             .map(|(name, tensor)| {
                 let elements = tensor.shape.iter().product::<i64>() as u64;
                 match quantize {
-                    Quantize::W8a8 | Quantize::Int8 if is_quantized(name, &tensor.shape) => elements,
+                    Quantize::W8a8 | Quantize::Int8 if is_layer_weight(name, &tensor.shape) => elements,
                     _ => elements * kind.elt_size_in_bytes() as u64,
                 }
             })

@@ -21,9 +21,10 @@ pub use check::Problem;
 pub use convert::{ConvertArgs, convert};
 pub use digest::{Digest, FileDigest, SETTINGS_FILES, hash_files, hexadecimal, short_name, verify};
 pub use error::{CheckpointError, TensorProblem};
-pub use expected::{ExpectedTensor, Role, expected_tensors};
+pub use expected::{ExpectedTensor, Role, expected_tensors, is_layer_weight};
 pub use index::{Format, StoredDtype};
 pub use inspect::{Inspection, LoadMemory, inspect};
+pub use mapped::Mappings;
 pub use memory::available_memory;
 pub use writer::{Unfinished, Written, copy_settings, write_json, write_weights};
 
@@ -214,6 +215,11 @@ impl Checkpoint {
             tensors.extend(tensor.map(|tensor| (name.clone(), tensor)));
         }
         Ok(tensors)
+    }
+
+    /// The weight files that tensors were taken from so far.
+    pub fn mappings(&self) -> Mappings {
+        Mappings::of(self.maps.iter().filter_map(OnceCell::get))
     }
 
     /// To be called once a network has taken its tensors.

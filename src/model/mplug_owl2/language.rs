@@ -15,6 +15,9 @@ use crate::model::{
 use std::{ops::Range, rc::Rc};
 use tch::{TchError, Tensor};
 
+/// About what an image and its answer take behind the prompt's beginning.
+const POSITIONS_AT_ONCE: i64 = 128;
+
 /// A decoder-only transformer over embeddings that are text or image.
 pub struct LanguageModel {
     embed_tokens: Tensor,
@@ -66,6 +69,7 @@ impl LanguageModel {
             scope.tensor("lm_head.weight")?
         };
         let layers = model.child("layers");
+        let layers = if scope.packs() { layers.with_rows(POSITIONS_AT_ONCE) } else { layers };
         let layers = (0..config.num_hidden_layers)
             .map(|index| Layer::new(&layers.child(index), config))
             .collect::<Result<Vec<_>, _>>()?;

@@ -114,11 +114,14 @@ impl ClientContext for Context {
         if error.rdkafka_error_code().is_some_and(|code| transport.contains(&code)) {
             self.transport_errors.fetch_add(1, Ordering::Relaxed);
         }
-        // "All brokers down" follows the error that says why; keep that one.
         let mut last = self.last_error.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.is_none() || error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
-            *last = Some(reason.to_owned());
+        if last.is_some() && error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
+            // It follows the error that says why, at every attempt to connect, while librdkafka repeats that
+            // one now and then.
+            tracing::debug!(target: "librdkafka", role = self.role.as_str(), %error, "{reason}");
+            return;
         }
+        *last = Some(reason.to_owned());
         tracing::warn!(target: "librdkafka", role = self.role.as_str(), %error, "{reason}");
     }
 

@@ -53,10 +53,18 @@ impl Cache {
         Ok(Self { root, keep: keep.max(1) })
     }
 
-    /// The version, if it is here whole. Waits while another process changes it.
+    /// The version, if it is here whole. Waits while another process changes it, with a word about that.
     pub fn lease(&self, entry: &str) -> Result<Option<Lease>, RegistryError> {
         let lock = self.lock_file(entry)?;
-        lock.lock_shared().map_err(RegistryError::cache(&self.path(entry, LOCK), "locking"))?;
+        let locked = match lock.try_lock_shared() {
+            Err(TryLockError::WouldBlock) => {
+                say_waiting(entry);
+                lock.lock_shared()
+            }
+            Err(TryLockError::Error(error)) => Err(error),
+            Ok(()) => Ok(()),
+        };
+        locked.map_err(RegistryError::cache(&self.path(entry, LOCK), "locking"))?;
         let folder = self.root.join(entry);
         if !folder.is_dir() {
             return Ok(None);
@@ -83,7 +91,7 @@ impl Cache {
                 return Ok(None);
             }
             if !is_waiting {
-                tracing::info!(entry, "another process is busy with this version; waiting for it");
+                say_waiting(entry);
                 is_waiting = true;
             }
             thread::sleep(ASK_AGAIN);
@@ -204,6 +212,10 @@ fn remove_folder(path: &Path) -> Result<(), RegistryError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(RegistryError::cache(path, "removing it")(error)),
     }
+}
+
+fn say_waiting(entry: &str) {
+    tracing::info!(entry, "another process is busy with this version; waiting for it");
 }
 
 #[cfg(test)]

@@ -108,7 +108,8 @@ fn attend_by_heads(
 ) -> Result<Tensor, TchError> {
     let (rows, heads, positions, dim) = query.size4()?;
     let seen = keys.size()[2];
-    let query = query.f_mul_scalar(1.0 / (dim as f64).sqrt())?;
+    let query = with_dense_heads(&query.f_mul_scalar(1.0 / (dim as f64).sqrt())?)?;
+    let (keys, values) = (with_dense_heads(keys)?, with_dense_heads(values)?);
     let output = Tensor::f_empty([rows, heads, positions, dim], (query.kind(), query.device()))?;
     let at_once = (WEIGHTS_AT_ONCE / (positions * seen * 2).max(1)).clamp(1, heads);
     for row in 0..rows {
@@ -116,15 +117,22 @@ fn attend_by_heads(
         for start in (0..heads).step_by(at_once as usize) {
             let part =
                 |tensor: &Tensor| tensor.f_select(0, row)?.f_narrow(0, start, at_once.min(heads - start));
-            let mut weights = part(&query)?.f_bmm(&part(keys)?.f_transpose(1, 2)?)?;
+            let mut weights = part(&query)?.f_bmm(&part(&keys)?.f_transpose(1, 2)?)?;
             if let Some(mask) = &mask {
                 weights = weights.f_add_(mask)?;
             }
             let weights = weights.f_internal_softmax_out(&weights, -1, false)?;
-            let _filled = weights.f_bmm_out(&part(&output)?, &part(values)?)?;
+            let _filled = weights.f_bmm_out(&part(&output)?, &part(&values)?)?;
         }
     }
     Ok(output)
+}
+
+/// `[rows, heads, positions, dim]` with a head's positions one behind the other. Those of a fused projection lie a
+/// whole layer's width apart, and to multiply them there costs more than to copy them.
+fn with_dense_heads(tensor: &Tensor) -> Result<Tensor, TchError> {
+    let dim = tensor.size()[3];
+    if tensor.stride().ends_with(&[dim, 1]) { Ok(tensor.shallow_clone()) } else { tensor.f_contiguous() }
 }
 
 /// Splits the last dimension of `[rows, count, heads * dim]` into heads: `[rows, heads, count, dim]`.

@@ -6,7 +6,6 @@ use super::{
 };
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
-use std::fmt;
 use tch::{Device, Kind};
 
 /// When the language model's weights are laid out anew, as a CPU multiplies by them fastest.
@@ -69,16 +68,6 @@ impl Packing {
 /// Whether the next version, or another process, can still be loaded beside this one.
 fn has_room(available: u64, weights: u64, activations: u64) -> bool {
     available >= weights.saturating_mul(2).saturating_add(activations)
-}
-
-impl fmt::Display for Packing {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Self::Auto => "auto",
-            Self::Always => "always",
-            Self::Never => "never",
-        })
-    }
 }
 
 #[cfg(test)]

@@ -25,7 +25,9 @@ pub struct Parameters {
 /// What linear maps that are never trained compute with.
 #[derive(Clone, Copy)]
 pub struct Inference {
+    /// The type of what goes in and comes out, and of weights that are not quantised.
     pub kind: Kind,
+    /// Where the weights are, and where everything is computed.
     pub device: Device,
     pub quantize: Quantize,
     /// Whether the language model's weights are packed; on CPUs alone.
